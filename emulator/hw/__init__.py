@@ -1,0 +1,1 @@
+"""The hardware: page-table entries and tables, TLBs, physical frames, the swap device."""

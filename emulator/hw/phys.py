@@ -1,0 +1,61 @@
+"""Physical memory: hands out folios of frames.
+
+A frame number is never used twice in the life of a machine, so a stale translation or pointer always shows:
+it leads to a folio that is marked freed (as KASAN's quarantine would show it).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.errors import KernelBug
+from emulator.mm_types import Folio
+from emulator.sched.locks import FolioLock
+
+if TYPE_CHECKING:
+    from emulator.sched.scheduler import Scheduler
+
+
+class PhysicalMemory:
+    """Frames 1 and up; frame 1 is the zero page (empty_zero_page), which is never written or freed."""
+
+    __slots__ = ("_next_pfn", "frames", "live", "sched", "zero_folio")
+
+    def __init__(self, sched: Scheduler) -> None:
+        self.sched = sched
+        self._next_pfn = 1
+        self.frames: dict[int, Folio] = {}  # pfn of any page to its folio, freed ones included
+        self.live: dict[int, Folio] = {}  # head pfn to folio, for oracles: what has not been freed
+        self.zero_folio = self.alloc(0)
+
+    def alloc(self, order: int) -> Folio:
+        """A folio of zeros with one reference, naturally aligned as the buddy allocator gives it."""
+        size = 1 << order
+        pfn = (self._next_pfn + size - 1) & -size
+        self._next_pfn = pfn + size
+        folio = Folio(pfn, order, FolioLock(self.sched))
+        frames = self.frames
+        for frame in range(pfn, pfn + size):
+            frames[frame] = folio
+        self.live[pfn] = folio
+        return folio
+
+    def free(self, folio: Folio) -> None:
+        """The last reference is gone."""
+        if folio.freed:
+            raise KernelBug("double-free", f"{folio} freed twice", folio)
+        folio.freed = True
+        del self.live[folio.pfn]
+
+    def split(self, folio: Folio) -> list[Folio]:
+        """Replace a large folio by small ones on the same frames; all counts are the caller's to set."""
+        del self.live[folio.pfn]
+        folio.freed = True
+        small = []
+        for i in range(folio.nr_pages):
+            page = Folio(folio.pfn + i, 0, FolioLock(self.sched))
+            page.content[0] = folio.content[i]
+            self.frames[page.pfn] = page
+            self.live[page.pfn] = page
+            small.append(page)
+        return small

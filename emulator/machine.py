@@ -1,0 +1,130 @@
+"""One machine: memory, CPUs, swap, files, processes, and a kernel image that runs on them.
+
+``Machine.run_step`` executes one step of a workload and returns an outcome for each of its ops. State is built
+fresh for each workload and never copied. There is no wall clock, no ``id()``, no hash order in here: the same
+steps give the same states in every process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.geometry import GEOMETRIES, PAGE_SHIFT, Geometry
+from emulator.hw.phys import PhysicalMemory
+from emulator.hw.swap import SwapDevice
+from emulator.hw.tlb import Tlb
+from emulator.mm_types import AddressSpace, AnonVma, File, MmStruct, Pin
+from emulator.profile import PROFILES, Profile
+from emulator.sched.locks import RwSem
+from emulator.sched.scheduler import Scheduler, Task
+from emulator.workload import FILE_PAGES, FILES_MAX, Op, Outcome, Step
+
+if TYPE_CHECKING:
+    from emulator.hw.pgtable import StoreLog
+    from emulator.image import KernelImage
+
+CPUS = 3  # as many as a collision has ops
+
+
+class Machine:
+    """A computer in the state that the steps run so far have left."""
+
+    def __init__(
+        self, image: KernelImage, geometry: Geometry | str = "small8", profile: Profile | str = "6.18"
+    ) -> None:
+        self.image = image
+        self.geometry: Geometry = GEOMETRIES[geometry] if isinstance(geometry, str) else geometry
+        self.profile: Profile = PROFILES[profile] if isinstance(profile, str) else profile
+        self.sched = Scheduler()
+        self.store_log: StoreLog = []  # page-table stores of the step that runs or ran last
+        self.phys = PhysicalMemory(self.sched)
+        self.swap = SwapDevice()
+        self.tlbs = [Tlb() for _ in range(CPUS)]
+        self.committed = 0  # vm_committed_as, pages
+        self.anon_vmas_live: dict[int, AnonVma] = {}  # serial to AnonVma, for oracles: what has not been freed
+        self._serial = 0
+        self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
+        self.pins: dict[int, Pin] = {}
+        self.files = [self._make_file(label) for label in range(FILES_MAX)]
+        self.step_index = -1
+        self.procs[0] = self.new_mm(0)
+
+    # ---- services for the kernel code
+
+    def serial(self) -> int:
+        """Creation numbers for objects; deterministic names in place of ``id()``."""
+        self._serial += 1
+        return self._serial
+
+    def should_fail(self, name: str) -> bool:
+        """A fault point: an allocation or limit that can fail. True when this one was chosen (fail_nth)."""
+        task = self.sched.current
+        task.fail_count += 1
+        if task.fail_count == task.fail_nth:
+            task.failed = name
+            return True
+        return False
+
+    def warn(self, rule: str, detail: str, subject: object = None) -> None:
+        """WARN_ON/VM_WARN_ON: the kernel complains and goes on; an oracle makes a finding of it."""
+        self.sched.warnings.append((rule, detail, subject))
+
+    def flush_tlb_range(self, mm: MmStruct, start: int, end: int) -> None:
+        """Flush [start, end) (bytes) of ``mm`` on every CPU.
+
+        Synchronous interrupts: waits for CPUs in an interrupts-off section (GUP-fast).
+        """
+        sched = self.sched
+        if sched.concurrent:
+            sched.wait_for(sched.no_irqs_off_elsewhere, "a TLB flush")
+        for tlb in self.tlbs:
+            if tlb.entries:
+                tlb.flush_range(mm.asid, start, end)
+
+    def new_mm(self, label: int) -> MmStruct:
+        """An empty address space (mm_alloc)."""
+        mm = MmStruct(self, label, self.serial(), RwSem("mmap_lock", self.sched))
+        self.image.pgtable_generic.mm_alloc_pgd(mm)
+        mm.mmap_base = self.geometry.arena_end
+        return mm
+
+    def _make_file(self, label: int) -> File:
+        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, RwSem("i_mmap_rwsem", self.sched))
+        return File(label, mapping, f"file{label}")
+
+    # ---- running a workload
+
+    def run_step(self, step: Step) -> list[Outcome]:
+        """Run one step. Raises KernelBug where the kernel cannot go on."""
+        self.step_index += 1
+        self.store_log.clear()
+        sched = self.sched
+        sched.warnings.clear()
+        ops = step.ops
+        outcomes = [Outcome(0)] * len(ops)
+        if len(ops) == 1:
+            op = ops[0]
+            task = Task(0, op.proc % CPUS, op.fail_nth)
+            sched.current = task
+            outcomes[0] = self._outcome(op, task)
+            return outcomes
+        tasks = [Task(i, i % CPUS, op.fail_nth) for i, op in enumerate(ops)]
+
+        def body(i: int) -> None:
+            outcomes[i] = self._outcome(ops[i], tasks[i])
+
+        sched.run_collision(tasks, [lambda i=i: body(i) for i in range(len(ops))], step.schedule)  # type: ignore[misc]
+        return outcomes
+
+    def run_alone(self, op: Op, step_index: int, number: int) -> Outcome:
+        """Run one op by itself, as op ``number`` of step ``step_index``: what it writes carries that token."""
+        self.step_index = step_index
+        self.store_log.clear()
+        self.sched.warnings.clear()
+        task = Task(number, op.proc % CPUS, op.fail_nth)
+        self.sched.current = task
+        return self._outcome(op, task)
+
+    def _outcome(self, op: Op, task: Task) -> Outcome:
+        ret, data = self.image.entry.run_op(self, op, task)
+        return Outcome(ret, data, bool(task.failed))

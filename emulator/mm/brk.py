@@ -1,0 +1,97 @@
+"""The heap and the stack: brk (mm/mmap.c, mm/vma.c) and stack growth (mm/vma.c)."""
+
+from __future__ import annotations
+
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
+from emulator.mm import mmap, munmap, rmap, vma
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, MmStruct, VmAreaStruct
+from emulator.uapi import EFAULT, ENOMEM, EPERM
+
+
+def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int) -> int:
+    """Anonymous read-write memory at ``addr``; grows ``prev``, never merges with what follows."""
+    vm_flags = vma.VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags
+    pages = length >> PAGE_SHIFT
+    if not mmap.may_expand_vm(mm, vm_flags, pages) or mm.map_count > mm.machine.profile.max_map_count:
+        return -ENOMEM
+    if mmap.security_vm_enough_memory(mm, pages):
+        return -ENOMEM
+    area = None
+    if prev is not None and prev.vm_end == addr:
+        vmg = vma.VmaMergeStruct(mm, addr, addr + length, vm_flags, addr >> PAGE_SHIFT)
+        vmg.prev = prev
+        vmg.just_expand = True
+        area = vma.vma_merge_new_range(vmg)
+    if area is None:
+        area = VmAreaStruct(mm, addr, addr + length, addr >> PAGE_SHIFT, vm_flags)
+        if mm.machine.should_fail("vm_area_alloc") or vma.vma_link(area):
+            mm.machine.committed -= pages
+            return -ENOMEM
+    mm.total_vm += pages
+    mm.data_vm += pages
+    if vm_flags & VM_LOCKED:
+        mm.locked_vm += pages
+    return 0
+
+
+def sys_brk(mm: MmStruct, brk: int) -> int:
+    """brk(2) as the kernel has it: returns the break afterwards, the old one when it could not be moved."""
+    mm.mmap_lock.down_write()
+    if brk >= mm.start_brk and move_brk(mm, brk):
+        mm.brk = brk
+    result = mm.brk
+    mm.mmap_lock.up_write()
+    return result
+
+
+def move_brk(mm: MmStruct, brk: int) -> bool:
+    """Map or unmap what lies between the old and the new break."""
+    new, old = page_align(brk), page_align(mm.brk)
+    if new == old:
+        return True
+    if brk <= mm.brk:
+        area = mm.mm_mt.find(new)
+        if area is None or area.vm_start >= old:
+            return False
+        return munmap.do_munmap(mm, new, old - new) == 0
+    following = mm.mm_mt.find(old)
+    if following is not None and new + PAGE_SIZE > mmap.vm_start_gap(following):
+        return False
+    prev = mm.mm_mt.prev_of(old)
+    if prev is not None and prev.vm_end <= mm.start_brk:
+        prev = None
+    return do_brk_flags(mm, prev, old, new - old) == 0
+
+
+def expand_downwards(area: VmAreaStruct, address: int) -> int:
+    """Grow a stack VMA down to the page of ``address``; the VMA becomes faulted, and never merges."""
+    mm = area.vm_mm
+    address &= PAGE_MASK
+    if not area.vm_flags & VM_GROWSDOWN:
+        return -EFAULT
+    if address < mm.machine.profile.mmap_min_addr:
+        return -EPERM
+    below = mm.mm_mt.prev_of(area.vm_start)
+    gap = mm.machine.profile.stack_guard_gap << PAGE_SHIFT
+    if below is not None and not below.vm_flags & VM_GROWSDOWN and below.vm_flags & VM_ACCESS_FLAGS:
+        if address - below.vm_end < gap:
+            return -ENOMEM
+    error = rmap.anon_vma_prepare(area)
+    if error or address >= area.vm_start:
+        return error
+    grow = (area.vm_start - address) >> PAGE_SHIFT
+    if area.vm_end - address > mm.machine.profile.rlimit_stack or grow > area.vm_pgoff:
+        return -ENOMEM
+    if not mmap.may_expand_vm(mm, area.vm_flags, grow) or mmap.security_vm_enough_memory(mm, grow):
+        return -ENOMEM
+    assert area.anon_vma is not None
+    rmap.anon_vma_lock_write(area.anon_vma)
+    rmap.anon_vma_interval_tree_pre_update_vma(area)
+    mm.mm_mt.move(area, address, area.vm_end)
+    area.vm_pgoff -= grow
+    rmap.anon_vma_interval_tree_post_update_vma(area)
+    rmap.anon_vma_unlock_write(area.anon_vma)
+    mmap.vm_stat_account(mm, area.vm_flags, grow)
+    if area.vm_flags & VM_LOCKED:
+        mm.locked_vm += grow
+    return 0

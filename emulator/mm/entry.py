@@ -1,0 +1,195 @@
+"""The system call table: from an op of a workload to the kernel function (arch/x86/entry).
+
+Not a file of the kernel's mm/, but part of the image. Ops carry arena pages; everything below takes bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.errors import KernelBug
+from emulator.geometry import PAGE_SHIFT
+from emulator.mm import (
+    fault,
+    fork,
+    gup,
+    madvise,
+    memory,
+    migrate,
+    mmap,
+    mprotect,
+    mremap,
+    munmap,
+    swap_state,
+    vmscan,
+)
+from emulator.mm_types import MmStruct
+from emulator.uapi import EBUSY, EINVAL, ESRCH, MAP_ANONYMOUS
+from emulator.workload import FOLL_WRITE, Op, token
+
+if TYPE_CHECKING:
+    from emulator.machine import Machine
+    from emulator.sched.scheduler import Task
+
+Data = tuple[tuple[int, int], ...] | None
+"""A page's contents: sorted (offset, token) pairs."""
+
+
+def run_op(m: Machine, op: Op, task: Task) -> tuple[int, Data]:
+    """Run one op as its process. (result, contents for a read); -ESRCH when there is no such process."""
+    mm = m.procs.get(op.proc)
+    if mm is None:
+        return -ESRCH, None
+    kind = op.kind
+    if kind == "read":
+        return read(mm, op)
+    if kind == "write":
+        return write(mm, op, task), None
+    return HANDLERS[kind](mm, op.args), None
+
+
+def address(mm: MmStruct, page: int) -> int:
+    """Arena page to virtual address."""
+    return mm.machine.geometry.arena_start + (page << PAGE_SHIFT)
+
+
+def to_page(mm: MmStruct, result: int) -> int:
+    """An address that a system call returned, as arena page; errors as they are."""
+    return result if result < 0 else (result - mm.machine.geometry.arena_start) >> PAGE_SHIFT
+
+
+def read(mm: MmStruct, op: Op) -> tuple[int, Data]:
+    got = fault.access(mm, address(mm, op.args[0]), 0)
+    if isinstance(got, int):
+        return got, None
+    folio, page = got
+    return 0, tuple(sorted(folio.content[page].items()))
+
+
+def write(mm: MmStruct, op: Op, task: Task) -> int:
+    got = fault.access(mm, address(mm, op.args[0]), memory.FAULT_FLAG_WRITE)
+    if isinstance(got, int):
+        return got
+    folio, page = got
+    folio.content[page][op.args[1]] = token(mm.machine.step_index, task.index)
+    return 0
+
+
+def execute(mm: MmStruct, args: tuple[int, ...]) -> int:
+    got = fault.access(mm, address(mm, args[0]), memory.FAULT_FLAG_INSTRUCTION)
+    return got if isinstance(got, int) else 0
+
+
+def do_mmap(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length, prot, flags, file, offset = args
+    handle = mm.machine.files[file - 1] if file else None
+    if handle is None:
+        flags |= MAP_ANONYMOUS
+    result = mmap.sys_mmap(
+        mm, address(mm, addr), length << PAGE_SHIFT, prot, flags, handle, offset << PAGE_SHIFT
+    )
+    return to_page(mm, result)
+
+
+def do_munmap(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return munmap.sys_munmap(mm, address(mm, args[0]), args[1] << PAGE_SHIFT)
+
+
+def do_mremap(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, old_len, new_len, flags, new_addr = args
+    result = mremap.sys_mremap(
+        mm, address(mm, addr), old_len << PAGE_SHIFT, new_len << PAGE_SHIFT, flags, address(mm, new_addr)
+    )
+    return to_page(mm, result)
+
+
+def do_mprotect(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mprotect.sys_mprotect(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2])
+
+
+def do_madvise(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return madvise.do_madvise(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2])
+
+
+def do_fork(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return fork.sys_fork(mm, args[0])
+
+
+def do_exit(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return fork.sys_exit(mm)
+
+
+def do_gup_fast(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, flags, label = args
+    m = mm.machine
+    if label in m.pins:
+        return -EBUSY
+    got = gup.gup_fast(mm, address(mm, addr), flags)
+    if isinstance(got, int):
+        return got
+    m.pins[label] = got
+    return 0
+
+
+def do_gup_slow(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, flags, label = args
+    m = mm.machine
+    if label in m.pins:
+        return -EBUSY
+    got = gup.gup_slow(mm, address(mm, addr), flags)
+    if isinstance(got, int):
+        return got
+    m.pins[label] = got
+    return 0
+
+
+def do_unpin(mm: MmStruct, args: tuple[int, ...]) -> int:
+    m = mm.machine
+    pin = m.pins.pop(args[0], None)
+    if pin is None:
+        return -EINVAL
+    gup.unpin(m, pin)
+    return 0
+
+
+def do_pin_write(mm: MmStruct, args: tuple[int, ...]) -> int:
+    """A device writes to the page that it was given; it needs a pin taken for writing."""
+    m = mm.machine
+    pin = m.pins.get(args[0])
+    if pin is None or not pin.flags & FOLL_WRITE:
+        return -EINVAL
+    if pin.folio.freed:
+        raise KernelBug("use-after-free", "a pinned page has been freed", pin.folio)
+    pin.folio.content[pin.page][args[1]] = token(m.step_index, m.sched.current.index)
+    return 0
+
+
+def do_reclaim(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return vmscan.reclaim_folio(mm, address(mm, args[0]))
+
+
+def do_swap_readahead(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return swap_state.swap_readahead(mm, address(mm, args[0]))
+
+
+def do_migrate(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return migrate.migrate_folio_at(mm, address(mm, args[0]))
+
+
+HANDLERS = {
+    "mmap": do_mmap,
+    "munmap": do_munmap,
+    "mremap": do_mremap,
+    "mprotect": do_mprotect,
+    "madvise": do_madvise,
+    "fork": do_fork,
+    "exit": do_exit,
+    "exec": execute,
+    "gup_fast": do_gup_fast,
+    "gup_slow": do_gup_slow,
+    "unpin": do_unpin,
+    "pin_write": do_pin_write,
+    "reclaim": do_reclaim,
+    "swap_readahead": do_swap_readahead,
+    "migrate": do_migrate,
+}

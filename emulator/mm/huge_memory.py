@@ -1,0 +1,416 @@
+"""Transparent huge pages: anonymous folios of PMD size, mapped by a PMD (mm/huge_memory.c).
+
+There is no huge zero page (use_zero_page=0): a read fault gets a huge page of its own. There are no huge pages of
+files, and none of orders in between. PTE tables are not deposited beforehand, but counted as allocations where the
+kernel deposits one, so that a split never fails for want of memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.errors import KernelBug
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import (
+    ACCESSED,
+    DIRTY,
+    PFN_SHIFT,
+    PRESENT,
+    PROT_BITS,
+    PSE,
+    RW,
+    SOFT_DIRTY,
+    UFFD_WP,
+    USER,
+    mk_pte,
+    mk_softleaf,
+)
+from emulator.mm import memory, migrate, pgtable_generic, rmap, rmap_counts, rmap_unmap, swap, swap_state
+from emulator.mm import vma as vma_ops
+from emulator.mm_types import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SHARED, VM_WRITE, AnonVma, Folio, VmAreaStruct
+from emulator.uapi import EAGAIN, EBUSY, EINVAL, ENOMEM
+
+if TYPE_CHECKING:
+    from emulator.machine import Machine
+    from emulator.mm.mmu_gather import MmuGather
+
+# An entry that pmdp_invalidate has made not present while its lock is held: no softleaf has this type.
+INVALID = PSE | ACCESSED | DIRTY
+
+
+# ---- faults
+
+
+def thp_vma_allowable_pmd(vma: VmAreaStruct, addr: int) -> bool:
+    """May a fault at ``addr`` map a huge page: anonymous memory that wants them, and the range lies in the VMA."""
+    flags = vma.vm_flags
+    if vma.vm_ops is not None or flags & VM_NOHUGEPAGE:
+        return False
+    m = vma.vm_mm.machine
+    if not flags & VM_HUGEPAGE and not m.profile.thp_always:
+        return False
+    g = m.geometry
+    haddr = addr & g.pmd_mask
+    return vma.vm_start <= haddr and haddr + g.pmd_size <= vma.vm_end
+
+
+def do_huge_pmd_anonymous_page(vmf: memory.VmFault) -> int:
+    """The first fault in a range: map a huge page. VM_FAULT_FALLBACK: there is none, use small ones.
+
+    The VMA becomes faulted, also by a read.
+    """
+    vma, m = vmf.vma, vmf.m
+    if rmap.anon_vma_prepare(vma):
+        return memory.VM_FAULT_OOM
+    if m.should_fail("folio_alloc_huge"):
+        return memory.VM_FAULT_FALLBACK
+    folio = m.phys.alloc(m.geometry.hpage_pmd_order)
+    if m.should_fail("pte_alloc"):
+        swap.folio_put(m, folio)
+        return memory.VM_FAULT_OOM
+    m.sched.point("fault.folio_allocated")
+    pmd = vmf.pmd
+    pmd.ptl.lock()
+    if pmd.entries.get(vmf.pmd_slot, 0):
+        pmd.ptl.unlock()
+        swap.folio_put(m, folio)
+        return 0
+    m.sched.point("fault.pmd_locked")
+    rmap_counts.folio_add_new_anon_rmap_pmd(folio, vma, vmf.address & m.geometry.pmd_mask, True)
+    flags = vma_ops.vm_page_prot(vma.vm_flags) | PSE | ACCESSED | DIRTY
+    if vma.vm_flags & VM_WRITE:
+        flags |= RW
+    pmd.set(vmf.pmd_slot, mk_pte(folio.pfn, flags))
+    pmd.ptl.unlock()
+    return 0
+
+
+def reuse_huge_pmd(vmf: memory.VmFault, entry: int) -> int:
+    """The huge page is ours alone: make the entry writable (not for UNSHARE) and unlock."""
+    if vmf.flags & memory.FAULT_FLAG_WRITE:
+        entry |= ACCESSED | DIRTY
+        if vmf.vma.vm_flags & VM_WRITE:
+            entry |= RW
+        vmf.pmd.set(vmf.pmd_slot, entry)
+    vmf.pmd.ptl.unlock()
+    return 0
+
+
+def do_huge_pmd_wp_page(vmf: memory.VmFault, orig: int) -> int:
+    """A write (or UNSHARE) fault on a huge page that is mapped read-only by ``orig``.
+
+    Reused when nobody else has a reference; else the PMD is split, and VM_FAULT_FALLBACK: copy a small page.
+    """
+    vma, m, pmd, slot = vmf.vma, vmf.m, vmf.pmd, vmf.pmd_slot
+    pmd.ptl.lock()
+    if pmd.entries.get(slot, 0) != orig:
+        pmd.ptl.unlock()
+        return 0
+    folio = m.phys.frames[orig >> PFN_SHIFT]
+    if folio.anon_exclusive & 1:
+        return reuse_huge_pmd(vmf, orig)
+    if not folio.lock.trylock():
+        swap.folio_get(folio)
+        pmd.ptl.unlock()
+        folio.lock.lock()
+        m.sched.point("fault.folio_locked")
+        pmd.ptl.lock()
+        if pmd.entries.get(slot, 0) != orig:
+            pmd.ptl.unlock()
+            folio.lock.unlock()
+            swap.folio_put(m, folio)
+            return 0
+        swap.folio_put(m, folio)
+        if folio.anon_exclusive & 1:
+            folio.lock.unlock()
+            return reuse_huge_pmd(vmf, orig)
+    if folio.refcount <= 1 + (folio.nr_pages if folio.swapcache else 0):
+        if folio.swapcache:
+            swap_state.folio_free_swap(m, folio)
+        if folio.refcount == 1:
+            rmap_counts.folio_move_anon_rmap(folio, vma)
+            folio.anon_exclusive |= 1
+            folio.lock.unlock()
+            return reuse_huge_pmd(vmf, orig)
+    folio.lock.unlock()
+    pmd.ptl.unlock()
+    split_huge_pmd(vma, pmd, slot, vmf.address)
+    return memory.VM_FAULT_FALLBACK
+
+
+def huge_pmd_set_accessed(vmf: memory.VmFault, orig: int) -> None:
+    """A fault that finds the huge page mapped as it should be. Waits for whoever is changing the entry."""
+    pmd = vmf.pmd
+    pmd.ptl.lock()
+    if orig & PRESENT and pmd.entries.get(vmf.pmd_slot, 0) == orig:
+        write = vmf.flags & memory.FAULT_FLAG_WRITE
+        pmd.set(vmf.pmd_slot, orig | ACCESSED | (DIRTY if write else 0))
+    pmd.ptl.unlock()
+
+
+# ---- whole-entry operations
+
+
+def pmd_trans_huge_lock(pmd: PageTable, slot: int) -> int:
+    """Lock the table if the entry maps a huge page: the entry then, else 0 and unlocked."""
+    entry = pmd.entries.get(slot, 0)
+    if not entry or isinstance(entry, PageTable):
+        return 0
+    pmd.ptl.lock()
+    entry = pmd.entries.get(slot, 0)
+    if not isinstance(entry, PageTable) and entry & PRESENT:
+        return entry
+    pmd.ptl.unlock()
+    return 0
+
+
+def zap_huge_pmd(gather: MmuGather, vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int) -> bool:
+    """Unmap a huge page; it is freed when the gather has flushed. False: it is none any more."""
+    entry = pmd_trans_huge_lock(pmd, slot)
+    if not entry:
+        return False
+    m = vma.vm_mm.machine
+    pmd.set(slot, 0)
+    m.sched.point("zap.pmd_cleared")
+    folio = m.phys.frames[entry >> PFN_SHIFT]
+    rmap_counts.folio_remove_rmap_pmd(folio, vma)
+    gather.remove_range(addr, addr + m.geometry.pmd_size)
+    gather.remove_folio(folio)
+    pmd.ptl.unlock()
+    return True
+
+
+def change_huge_pmd(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, newprot: int) -> bool:
+    """mprotect: give the entry the permission bits ``newprot``. False: it is no huge page any more.
+
+    One that is exclusively ours may become writable at once. The caller flushes.
+    """
+    entry = pmd_trans_huge_lock(pmd, slot)
+    if not entry:
+        return False
+    m = vma.vm_mm.machine
+    entry = entry & ~PROT_BITS | newprot
+    if vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE and entry & USER:
+        if m.phys.frames[entry >> PFN_SHIFT].anon_exclusive & 1:
+            entry |= RW
+    pmd.set(slot, entry)
+    m.sched.point("mprotect.pmd_changed")
+    pmd.ptl.unlock()
+    return True
+
+
+def move_huge_pmd(
+    vma: VmAreaStruct,
+    old_addr: int,
+    new_addr: int,
+    old_table: PageTable,
+    old_slot: int,
+    new_table: PageTable,
+    new_slot: int,
+) -> bool:
+    """mremap: move a huge page by its entry. False when the destination is in use, or it is no huge page any more."""
+    there = new_table.entries.get(new_slot, 0)
+    if there:
+        if not isinstance(there, PageTable):
+            raise KernelBug("move-onto-huge-page", f"a huge page is mapped at {new_addr:#x} already", vma)
+        return False
+    entry = pmd_trans_huge_lock(old_table, old_slot)
+    if not entry:
+        return False
+    m = vma.vm_mm.machine
+    if new_table is not old_table:
+        new_table.ptl.lock()
+    old_table.set(old_slot, 0)
+    m.sched.point("mremap.pmd_cleared")
+    new_table.set(new_slot, entry)
+    m.flush_tlb_range(vma.vm_mm, old_addr, old_addr + m.geometry.pmd_size)
+    if new_table is not old_table:
+        new_table.ptl.unlock()
+    old_table.ptl.unlock()
+    return True
+
+
+def copy_huge_pmd(
+    dst_vma: VmAreaStruct, src_vma: VmAreaStruct, dst_pmd: PageTable, src_pmd: PageTable, slot: int, addr: int
+) -> int:
+    """fork: share a huge page. -ENOMEM; -EAGAIN: it was split, as it may be pinned; copy its PTEs."""
+    m = src_vma.vm_mm.machine
+    if m.should_fail("pte_alloc"):
+        return -ENOMEM
+    dst_pmd.ptl.lock()
+    src_pmd.ptl.lock()
+    entry = src_pmd.entries.get(slot, 0)
+    if isinstance(entry, PageTable) or not entry & PRESENT:
+        src_pmd.ptl.unlock()
+        dst_pmd.ptl.unlock()
+        return -EAGAIN
+    folio = m.phys.frames[entry >> PFN_SHIFT]
+    swap.folio_get(folio)
+    if rmap_counts.folio_try_dup_anon_rmap_pmd(folio, dst_vma, src_vma):
+        swap.folio_put(m, folio)
+        src_pmd.ptl.unlock()
+        dst_pmd.ptl.unlock()
+        split_huge_pmd(src_vma, src_pmd, slot, addr)
+        return -EAGAIN
+    entry &= ~RW
+    src_pmd.set(slot, entry)
+    m.sched.point("fork.pmd_write_protected")
+    dst_pmd.set(slot, entry & ~ACCESSED)
+    m.sched.point("fork.pmd_copied")
+    src_pmd.ptl.unlock()
+    dst_pmd.ptl.unlock()
+    return 0
+
+
+# ---- splitting the PMD
+
+
+def split_huge_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, *, freeze: bool) -> None:
+    """Replace the entry of a huge page by a table of PTEs that map its pages; the folio stays large.
+
+    ``freeze``: by migration entries, unless the folio may be pinned. The lock of ``pmd`` is held.
+    """
+    entry = pmd.entries.get(slot, 0)
+    if not entry or isinstance(entry, PageTable):
+        return
+    mm = vma.vm_mm
+    m = mm.machine
+    g = m.geometry
+    haddr = addr & g.pmd_mask
+    if haddr < vma.vm_start or haddr + g.pmd_size > vma.vm_end:
+        raise KernelBug("huge-page-outside-vma", f"the huge page at {haddr:#x} is not inside {vma}", vma)
+    # not present and flushed before small entries appear: no TLB may hold both
+    pmd.set(slot, entry & ~PRESENT | INVALID)
+    m.flush_tlb_range(mm, haddr, haddr + g.pmd_size)
+    m.sched.point("thp.pmd_invalidated")
+    folio = m.phys.frames[entry >> PFN_SHIFT]
+    nr = folio.nr_pages
+    if entry & DIRTY:
+        folio.dirty = True
+    exclusive = bool(folio.anon_exclusive & 1)
+    if freeze and exclusive and rmap_counts.folio_try_share_anon_rmap_pmd(folio):
+        freeze = False
+    table = pgtable_generic.new_table(mm, LEVEL_PTE)
+    if freeze:
+        kind = rmap_unmap.migration_kind(bool(entry & RW), exclusive)
+        kept = entry & (SOFT_DIRTY | UFFD_WP)
+        for i in range(nr):
+            table.set(i, mk_softleaf(kind, folio.pfn + i, kept))
+        rmap_counts.folio_remove_rmap_pmd(folio, vma)
+        swap.folio_put(m, folio)
+    else:
+        swap.folio_ref_add(folio, nr - 1)
+        rmap_counts.folio_add_anon_rmap_ptes(folio, 0, nr, vma, haddr, exclusive)
+        pte = entry & ~PSE
+        for i in range(nr):
+            table.set(i, pte + (i << PFN_SHIFT))
+        rmap_counts.folio_remove_rmap_pmd(folio, vma)
+    pmd.set(slot, table)
+    m.sched.point("thp.pmd_split")
+
+
+def split_huge_pmd(vma: VmAreaStruct, table: PageTable, slot: int, addr: int) -> None:
+    """As ``split_huge_pmd_locked`` without freezing; takes the lock."""
+    table.ptl.lock()
+    split_huge_pmd_locked(vma, table, slot, addr, freeze=False)
+    table.ptl.unlock()
+
+
+def split_huge_pmd_address(vma: VmAreaStruct, addr: int) -> None:
+    """Split the huge page that is mapped by a PMD at ``addr``, if there is one."""
+    pmd = pgtable_generic.find_table(vma.vm_mm, addr, LEVEL_PMD)
+    if pmd is not None:
+        split_huge_pmd(vma, pmd, pgtable_generic.slot_of(vma.vm_mm, addr, LEVEL_PMD), addr)
+
+
+def split_huge_pmd_if_needed(vma: VmAreaStruct, addr: int) -> None:
+    """A VMA boundary is to come to ``addr``: split the huge page that it would cut."""
+    mm = vma.vm_mm
+    g = mm.machine.geometry
+    haddr = addr & g.pmd_mask
+    if haddr != addr:
+        # the boundary may lie in a neighbour that gives or takes memory
+        inside = vma if vma.vm_start <= addr < vma.vm_end else mm.mm_mt.lookup(addr)
+        if inside is not None and inside.vm_start <= haddr and haddr + g.pmd_size <= inside.vm_end:
+            split_huge_pmd_address(inside, addr)
+
+
+def vma_adjust_trans_huge(vma: VmAreaStruct, start: int, end: int, next_start: int | None) -> None:
+    """The VMA is to become [start, end), and a neighbour to begin at ``next_start``: no huge page may be cut."""
+    split_huge_pmd_if_needed(vma, start)
+    split_huge_pmd_if_needed(vma, end)
+    if next_start is not None:
+        split_huge_pmd_if_needed(vma, next_start)
+
+
+# ---- splitting the folio
+
+
+def folio_cache_ref_count(folio: Folio) -> int:
+    """References of the swap cache."""
+    return folio.nr_pages if folio.swapcache else 0
+
+
+def split_folio(folio: Folio) -> int:
+    """Split a locked, referenced, anonymous large folio into small ones on the same frames.
+
+    ``m.phys.frames[folio.pfn]`` is the head page's folio afterwards: it has the caller's lock and reference.
+    0; -EBUSY: not mapped; -EAGAIN: somebody else has a reference (a pin); on an error the folio is as before,
+    but mapped by PTEs.
+    """
+    if folio.order == 0 or not folio.anon:
+        return -EINVAL
+    if folio.writeback:
+        return -EBUSY
+    anon_vma = rmap.folio_get_anon_vma(folio)
+    if anon_vma is None:
+        return -EBUSY
+    m = anon_vma.machine
+    rmap.anon_vma_lock_write(anon_vma)
+    error = -EAGAIN
+    if folio.mapcount() + folio_cache_ref_count(folio) == folio.refcount - 1:
+        m.sched.point("thp.split_begin")
+        rmap_unmap.try_to_migrate(folio, locked=True)
+        m.sched.point("thp.folio_unmapped")
+        if folio.refcount == folio_cache_ref_count(folio) + 1:
+            split_unmapped_folio(m, folio, anon_vma)
+            error = 0
+        else:
+            migrate.remove_migration_ptes(folio, folio, locked=True)
+    rmap.anon_vma_unlock_write(anon_vma)
+    rmap.put_anon_vma(anon_vma)
+    return error
+
+
+def split_unmapped_folio(m: Machine, folio: Folio, anon_vma: AnonVma) -> None:
+    """The split itself, when migration entries hold every place: nobody but the caller has a reference.
+
+    Pages of zeros are mapped again like the others; the kernel maps the zero page in their place.
+    """
+    swapcache, slot, owner = folio.swapcache, folio.swap, folio.lock.owner
+    small = m.phys.split(folio)
+    for i, page in enumerate(small):
+        page.refcount = 1
+        page.mapping = folio.mapping
+        page.anon = True
+        page.index = folio.index + i
+        page.dirty = folio.dirty
+        page.uptodate = folio.uptodate
+        page.lock.owner = owner
+        page.lru = i > 0 or folio.lru
+        if swapcache:
+            page.refcount += 1
+            page.swapcache = True
+            page.swap = slot + i
+            swap_state.replace_in_swap_cache(m, folio, page)
+    folio.refcount = 0
+    folio.swapcache = False
+    folio.lock.owner = None
+    for page in small:
+        migrate.remove_migration_ptes(page, page, locked=True)
+    m.sched.point("thp.folio_split")
+    for page in small[1:]:
+        page.lock.unlock()
+        swap_state.free_swap_cache(m, page)
+        swap.folio_put(m, page)

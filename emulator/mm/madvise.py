@@ -1,0 +1,269 @@
+"""madvise(2) (mm/madvise.c).
+
+Advice about pages (DONTNEED, PAGEOUT, guard regions, ...) walks page tables under mmap_lock for reading; advice that is
+kept in VMA flags takes it for writing and may split and merge VMAs.
+
+MADV_FREE drops swapped-out pages and leaves the others alone, as a kernel may that never runs out of memory.
+MADV_COLD only splits large folios, as nothing here has an age. MADV_REMOVE finds no file system that can do it.
+KSM advice, MADV_COLLAPSE and memory-failure injection are unknown here. Per-VMA locks are not modelled.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from emulator.geometry import PAGE_MASK, page_align
+from emulator.mm import gup, madvise_walk, memory, rmap, swap_state, vma
+from emulator.mm_types import (
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_MAYBE_GUARD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_PFNMAP,
+    VM_RAND_READ,
+    VM_SEALED,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WIPEONFORK,
+    VM_WRITE,
+    MmStruct,
+    VmAreaStruct,
+)
+from emulator.uapi import (
+    EACCES,
+    EAGAIN,
+    EINVAL,
+    ENOMEM,
+    EOPNOTSUPP,
+    EPERM,
+    MADV_COLD,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_REMOVE,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+    MADV_WIPEONFORK,
+)
+
+ADDRESS_SPACE: Final = 1 << 64
+MAX_MADVISE_GUARD_RETRIES: Final = 3
+ERESTARTNOINTR: Final = 513  # internal: drop the locks and run the call again
+
+# Advice kept in flags of the VMA: (cleared, set).
+VMA_FLAGS: Final = {
+    MADV_NORMAL: (VM_RAND_READ | VM_SEQ_READ, 0),
+    MADV_RANDOM: (VM_SEQ_READ, VM_RAND_READ),
+    MADV_SEQUENTIAL: (VM_RAND_READ, VM_SEQ_READ),
+    MADV_DONTFORK: (0, VM_DONTCOPY),
+    MADV_DOFORK: (VM_DONTCOPY, 0),
+    MADV_WIPEONFORK: (0, VM_WIPEONFORK),
+    MADV_KEEPONFORK: (VM_WIPEONFORK, 0),
+    MADV_DONTDUMP: (0, VM_DONTDUMP),
+    MADV_DODUMP: (VM_DONTDUMP, 0),
+    MADV_HUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+    MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+}
+
+# Advice that may throw data away: refused on sealed anonymous memory that cannot be written.
+DISCARDS: Final = (MADV_FREE, MADV_DONTNEED, MADV_REMOVE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL)
+
+
+
+# ---- one VMA
+
+
+def madvise_pageout(area: VmAreaStruct, start: int, end: int, pageout: bool) -> int:
+    if area.vm_flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
+        return -EINVAL
+    file = area.vm_file
+    if pageout and file is not None and not file.writable and area.vm_flags & VM_MAYSHARE:
+        return 0
+    madvise_walk.ColdOrPageout(area, pageout).walk(start, end)
+    return 0
+
+
+def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int) -> int:
+    """Throw pages away (DONTNEED) or allow that (FREE). Not on locked memory; FREE on anonymous memory only."""
+    if area.vm_flags & (VM_PFNMAP | VM_LOCKED | VM_HUGETLB):
+        return -EINVAL
+    if advice == MADV_DONTNEED:
+        memory.zap_page_range_single(area, start, end - start)
+        return 0
+    if not vma.vma_is_anonymous(area):
+        return -EINVAL
+    madvise_walk.free_swap_entries(area, start, end)
+    return 0
+
+
+def madvise_remove(area: VmAreaStruct) -> int:
+    """Punch a hole into the file: its file system cannot. The checks before that are the kernel's."""
+    if area.vm_flags & VM_LOCKED or area.vm_file is None:
+        return -EINVAL
+    if area.vm_flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
+        return -EACCES
+    return -EOPNOTSUPP
+
+
+def is_valid_guard_vma(area: VmAreaStruct, allow_locked: bool) -> bool:
+    return not area.vm_flags & (VM_SPECIAL | VM_HUGETLB | (0 if allow_locked else VM_LOCKED))
+
+
+def madvise_guard_install(area: VmAreaStruct, start: int, end: int) -> int:
+    """Replace [start, end) by guard markers, on which every access faults. Anonymous VMAs become faulted."""
+    mm = area.vm_mm
+    if not is_valid_guard_vma(area, allow_locked=False):
+        return -EINVAL
+    area.vm_flags |= VM_MAYBE_GUARD & mm.machine.profile.vm_ignore_merge  # where this kernel has it
+    if vma.vma_is_anonymous(area):
+        error = rmap.anon_vma_prepare(area)
+        if error:
+            return error
+    for _ in range(MAX_MADVISE_GUARD_RETRIES):
+        result = madvise_walk.install_guards(mm, start, end)
+        if result != madvise_walk.POPULATED:
+            return result
+        mm.machine.sched.point("madvise.guard_zap")
+        memory.zap_page_range_single(area, start, end - start)
+    return -ERESTARTNOINTR
+
+
+def madvise_guard_remove(area: VmAreaStruct, start: int, end: int) -> int:
+    if not is_valid_guard_vma(area, allow_locked=True):
+        return -EINVAL
+    madvise_walk.remove_guards(area.vm_mm, start, end)
+    return 0
+
+
+def madvise_update_vma(
+    prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, advice: int
+) -> VmAreaStruct | int:
+    """Advice that is kept in VMA flags: the VMA that holds the range afterwards, or -errno (never -ENOMEM)."""
+    flags = area.vm_flags
+    if advice in (MADV_DOFORK, MADV_DODUMP) and flags & VM_SPECIAL:
+        return -EINVAL
+    if advice == MADV_WIPEONFORK and (area.vm_file is not None or flags & VM_SHARED):
+        return -EINVAL
+    cleared, added = VMA_FLAGS[advice]
+    new_flags = flags & ~cleared | added
+    if new_flags == flags:
+        return area
+    changed = vma.vma_modify_flags(prev, area, start, end, new_flags)
+    if isinstance(changed, int):
+        return -EAGAIN if changed == -ENOMEM else changed
+    changed.vm_flags = new_flags | changed.vm_flags & area.vm_mm.machine.profile.vm_ignore_merge
+    return changed
+
+
+def can_madvise_modify(area: VmAreaStruct, advice: int) -> bool:
+    """Sealed anonymous memory that cannot be written must keep its contents."""
+    if not area.vm_flags & VM_SEALED or advice not in DISCARDS:
+        return True
+    return not vma.vma_is_anonymous(area) or bool(area.vm_flags & VM_WRITE)
+
+
+def madvise_vma_behavior(
+    prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, advice: int
+) -> VmAreaStruct | int:
+    """Apply the advice to the part [start, end) of one VMA. The VMA that holds it afterwards, or -errno."""
+    if not can_madvise_modify(area, advice):
+        return -EPERM
+    if advice in VMA_FLAGS:
+        return madvise_update_vma(prev, area, start, end, advice)
+    if advice in (MADV_DONTNEED, MADV_FREE):
+        error = madvise_dontneed_free(area, start, end, advice)
+    elif advice in (MADV_PAGEOUT, MADV_COLD):
+        error = madvise_pageout(area, start, end, advice == MADV_PAGEOUT)
+    elif advice == MADV_GUARD_INSTALL:
+        error = madvise_guard_install(area, start, end)
+    elif advice == MADV_GUARD_REMOVE:
+        error = madvise_guard_remove(area, start, end)
+    elif advice == MADV_REMOVE:
+        error = madvise_remove(area)
+    else:
+        error = 0  # MADV_WILLNEED
+        if area.vm_file is None:
+            swap_state.swapin_walk_range(area, start, end)
+    return error or area
+
+
+# ---- the call
+
+
+def madvise_walk_vmas(mm: MmStruct, start: int, end: int, advice: int) -> int:
+    """Every VMA in [start, end). A hole makes the result -ENOMEM, but not before the rest is done."""
+    area = mm.mm_mt.find(start)
+    prev = mm.mm_mt.prev_of(start)
+    unmapped_error = 0
+    while True:
+        if area is None:
+            return -ENOMEM
+        if start < area.vm_start:
+            unmapped_error = -ENOMEM
+            start = area.vm_start
+            if start >= end:
+                return unmapped_error
+        changed = madvise_vma_behavior(prev, area, start, min(area.vm_end, end), advice)
+        if isinstance(changed, int):
+            return changed
+        prev = changed
+        start = changed.vm_end
+        if start >= end:
+            return unmapped_error
+        area = mm.mm_mt.find(start)
+
+
+def known_advice(advice: int) -> bool:
+    return advice in VMA_FLAGS or advice in (
+        MADV_REMOVE, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT,
+        MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
+    )  # fmt: skip
+
+
+def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
+    """madvise(2) on [start, start+length), bytes; the length is rounded up to pages. 0 or -errno.
+
+    -EINVAL: unknown advice, unaligned start, wrong kind of VMA; -ENOMEM: holes, or out of memory in a walk;
+    -EAGAIN: out of memory for VMAs; -EPERM: sealed; -EFAULT: populating past a file or a guard.
+    """
+    size = page_align(length)
+    if not known_advice(advice) or start & ~PAGE_MASK or start + size >= ADDRESS_SPACE:
+        return -EINVAL
+    if not size:
+        return 0
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        return gup.faultin_page_range(mm, start, start + size, advice == MADV_POPULATE_WRITE)
+    lock = mm.mmap_lock
+    for_write = advice in VMA_FLAGS
+    while True:
+        if for_write:
+            lock.down_write()
+        else:
+            lock.down_read()
+        mm.machine.sched.point("madvise.locked")
+        result = madvise_walk_vmas(mm, start, start + size, advice)
+        if for_write:
+            lock.up_write()
+        else:
+            lock.up_read()
+        if result != -ERESTARTNOINTR:
+            return result

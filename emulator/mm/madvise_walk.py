@@ -1,0 +1,251 @@
+"""The page-table walks of madvise(2): paging out, dropping swap, guard regions (mm/madvise.c).
+
+Split from ``madvise.py``, which has the call itself. All walks run under mmap_lock for reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import (
+    ACCESSED,
+    DIRTY,
+    MARKER_GUARD,
+    PFN_SHIFT,
+    PRESENT,
+    RW,
+    SOFTLEAF_MARKER,
+    SPECIAL,
+    is_guard,
+    is_swap,
+    mk_softleaf,
+    pte_pfn,
+    softleaf_value,
+)
+from emulator.mm import huge_memory, memory, pgtable_generic, rmap, swap, swap_state, vmscan
+from emulator.mm_types import Folio, MmStruct, VmAreaStruct
+from emulator.uapi import ENOMEM
+
+if TYPE_CHECKING:
+    from emulator.machine import Machine
+
+INSTALLED = 0
+POPULATED = 1  # a guard region was to be installed where pages are: they must be zapped first
+
+
+def pmd_ranges(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTable, int, int, int]]:
+    """[start, end) in pieces that one PMD entry translates: (PMD table, slot, start, end), holes left out."""
+    g = mm.machine.geometry
+    addr = start
+    while addr < end:
+        stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
+        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
+        slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
+        if pmd is not None and pmd.entries.get(slot, 0):
+            yield pmd, slot, addr, stop
+        addr = stop
+
+
+def pte_tables(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTable, int, int]]:
+    """[start, end) in pieces that one PTE table translates: (table, start, end); huge pages and holes left out."""
+    for pmd, slot, addr, stop in pmd_ranges(mm, start, end):
+        table = pmd.entries.get(slot)
+        if isinstance(table, PageTable):
+            yield table, addr, stop
+
+
+# ---- MADV_PAGEOUT, MADV_COLD
+
+
+def folio_pte_batch(folio: Folio, table: PageTable, slot: int, pte: int, most: int) -> int:
+    """How many entries from ``slot`` on map consecutive pages of the folio, at least 1 and at most ``most``.
+
+    Whether they are young, dirty or writable does not count.
+    """
+    ignored = ACCESSED | DIRTY | RW
+    most = min(most, folio.pfn + folio.nr_pages - pte_pfn(pte))
+    expected = pte | ignored
+    entries = table.entries
+    nr = 1
+    while nr < most:
+        expected += 1 << PFN_SHIFT
+        entry: int = entries.get(slot + nr, 0)  # type: ignore[assignment]
+        if entry | ignored != expected or not entry & PRESENT:
+            break
+        nr += 1
+    return nr
+
+
+def split_locked_folio(m: Machine, folio: Folio) -> bool:
+    """Split a large folio that the caller has locked and referenced; lock and reference are given back."""
+    first = folio.pfn
+    split = huge_memory.split_folio(folio) == 0
+    folio = m.phys.frames[first]
+    folio.lock.unlock()
+    swap.folio_put(m, folio)
+    return split
+
+
+class ColdOrPageout:
+    """The walk of MADV_COLD and MADV_PAGEOUT over part of a VMA."""
+
+    __slots__ = ("anon_only", "area", "folios", "pageout")
+
+    def __init__(self, area: VmAreaStruct, pageout: bool) -> None:
+        self.area = area
+        self.pageout = pageout
+        # of a file that the caller may not write, only the private copies
+        file = area.vm_file
+        self.anon_only = pageout and file is not None and not file.writable
+        self.folios: list[Folio] = []  # isolated, to be reclaimed
+
+    def isolate(self, folio: Folio) -> None:
+        if self.pageout and vmscan.folio_isolate_lru(folio):
+            self.folios.append(folio)
+
+    def reclaim(self) -> None:
+        if self.folios:
+            vmscan.shrink_folio_list(self.area.vm_mm.machine, self.folios)
+
+    def walk(self, start: int, end: int) -> None:
+        """Page out what maps [start, end), one PMD's worth at a time."""
+        for pmd, slot, addr, stop in pmd_ranges(self.area.vm_mm, start, end):
+            self.pmd_range(pmd, slot, addr, stop)
+
+    def pmd_range(self, pmd: PageTable, slot: int, addr: int, end: int) -> None:
+        """What one PMD entry maps of [addr, end)."""
+        entry = pmd.entries.get(slot, 0)
+        if not isinstance(entry, PageTable) and not self.huge_pmd(pmd, slot, addr, end):
+            return
+        self.pte_range(pmd, slot, addr, end)
+        self.reclaim()
+
+    def huge_pmd(self, pmd: PageTable, slot: int, addr: int, end: int) -> bool:
+        """A huge page: page it out as a whole. True: it was split, or vanished; go on with its PTEs."""
+        m = self.area.vm_mm.machine
+        pmd.ptl.lock()
+        entry = pmd.entries.get(slot, 0)
+        if isinstance(entry, PageTable):
+            pmd.ptl.unlock()
+            return True
+        if entry & (PRESENT | SPECIAL) != PRESENT:
+            pmd.ptl.unlock()
+            return False
+        folio = m.phys.frames[pte_pfn(entry)]
+        if rmap.folio_maybe_mapped_shared(folio) or (self.anon_only and not folio.anon):
+            pmd.ptl.unlock()
+            return False
+        if end - addr != m.geometry.pmd_size:
+            swap.folio_get(folio)
+            pmd.ptl.unlock()
+            folio.lock.lock()
+            return split_locked_folio(m, folio)
+        self.isolate(folio)
+        pmd.ptl.unlock()
+        self.reclaim()
+        return False
+
+    def pte_range(self, pmd: PageTable, slot: int, addr: int, end: int) -> None:
+        """The PTEs of [addr, end), which one table holds."""
+        area = self.area
+        m = area.vm_mm.machine
+        table = pmd.entries.get(slot)
+        if not isinstance(table, PageTable):
+            return
+        table.ptl.lock()
+        while addr < end:
+            pte_slot = pgtable_generic.slot_of(area.vm_mm, addr, LEVEL_PTE)
+            pte: int = table.entries.get(pte_slot, 0)  # type: ignore[assignment]
+            folio = memory.vm_normal_folio(area, addr, pte) if pte & PRESENT else None
+            if folio is None:
+                addr += PAGE_SIZE
+                continue
+            nr = 1
+            if folio.order:
+                nr = folio_pte_batch(folio, table, pte_slot, pte, (end - addr) >> PAGE_SHIFT)
+                if nr < folio.nr_pages:
+                    # partly in the range, or partly mapped: only its pages can be handled
+                    if not self.may_split(folio):
+                        addr += nr * PAGE_SIZE
+                        continue
+                    swap.folio_get(folio)
+                    table.ptl.unlock()
+                    if not split_locked_folio(m, folio):
+                        addr += nr * PAGE_SIZE
+                    table.ptl.lock()
+                    continue
+            # fully mapped here: mapped by nobody else when there is one mapping a page
+            if folio.mapcount() == folio.nr_pages and not (self.anon_only and not folio.anon):
+                self.isolate(folio)
+            addr += nr * PAGE_SIZE
+        table.ptl.unlock()
+
+    def may_split(self, folio: Folio) -> bool:
+        """May a large folio be split for this walk? Takes its lock when it may."""
+        if rmap.folio_maybe_mapped_shared(folio) or (self.anon_only and not folio.anon):
+            return False
+        return folio.lock.trylock()
+
+
+# ---- MADV_FREE
+
+
+def free_swap_entries(area: VmAreaStruct, start: int, end: int) -> None:
+    """Drop what is swapped out in [start, end): it reads as zeros from now on."""
+    mm = area.vm_mm
+    m = mm.machine
+    for table, addr, stop in pte_tables(mm, start, end):
+        table.ptl.lock()
+        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
+        for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
+            entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]
+            if is_swap(entry):
+                table.set(slot, 0)
+                swap_state.swap_put_entries_direct(m, softleaf_value(entry))
+        table.ptl.unlock()
+
+
+# ---- guard regions
+
+
+def install_guards(mm: MmStruct, start: int, end: int) -> int:
+    """Put guard markers where nothing is mapped in [start, end).
+
+    INSTALLED; POPULATED at the first page that is in the way (markers before it stay); -ENOMEM.
+    """
+    g = mm.machine.geometry
+    marker = mk_softleaf(SOFTLEAF_MARKER, MARKER_GUARD)
+    addr = start
+    while addr < end:
+        stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
+        table = pgtable_generic.alloc_table(mm, addr, LEVEL_PTE)
+        if table is None:
+            pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
+            huge = pmd is not None and pmd.entries.get(pgtable_generic.slot_of(mm, addr, LEVEL_PMD), 0)
+            return POPULATED if huge else -ENOMEM
+        table.ptl.lock()
+        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
+        for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
+            entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]
+            if entry and not is_guard(entry):
+                table.ptl.unlock()
+                return POPULATED
+            if not entry:
+                table.set(slot, marker)
+        table.ptl.unlock()
+        addr = stop
+    return INSTALLED
+
+
+def remove_guards(mm: MmStruct, start: int, end: int) -> None:
+    """Clear the guard markers of [start, end); everything else stays."""
+    for table, addr, stop in pte_tables(mm, start, end):
+        table.ptl.lock()
+        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
+        for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
+            if is_guard(table.entries.get(slot, 0)):  # type: ignore[arg-type]
+                table.set(slot, 0)
+        table.ptl.unlock()

@@ -1,0 +1,167 @@
+"""Locking memory (mm/mlock.c). Bytes.
+
+Locked pages are not on an LRU list of their own here: reclaim looks at VM_LOCKED of the VMAs that map a folio.
+"""
+
+from __future__ import annotations
+
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
+from emulator.mm import memory, mmap, vma
+from emulator.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_HUGETLB,
+    VM_IO,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_LOCKONFAULT,
+    VM_PFNMAP,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+    MmStruct,
+    VmAreaStruct,
+)
+from emulator.uapi import EAGAIN, EINVAL, ENOMEM
+
+MLOCK_ONFAULT = 1
+MCL_CURRENT = 1
+MCL_FUTURE = 2
+MCL_ONFAULT = 4
+
+
+def mlock_fixup(
+    prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, newflags: int
+) -> VmAreaStruct | int:
+    """[start, end) of one VMA gets ``newflags``. The VMA that holds it afterwards, or -errno."""
+    mm = area.vm_mm
+    oldflags = area.vm_flags
+    if newflags == oldflags or oldflags & (VM_SPECIAL | VM_HUGETLB):
+        return area
+    changed = vma.vma_modify_flags(prev, area, start, end, newflags)
+    if isinstance(changed, int):
+        return changed
+    pages = (end - start) >> PAGE_SHIFT
+    if not newflags & VM_LOCKED:
+        mm.locked_vm -= pages
+    elif not oldflags & VM_LOCKED:
+        mm.locked_vm += pages
+    changed.vm_flags = newflags | changed.vm_flags & mm.machine.profile.vm_ignore_merge
+    return changed
+
+
+def apply_vma_lock_flags(mm: MmStruct, start: int, length: int, flags: int) -> int:
+    """Every VMA in [start, start+length) gets lock flags ``flags``. A hole: -ENOMEM, those before it stay changed."""
+    end = start + length
+    if end < start or end > 1 << 64:
+        return -EINVAL
+    if end == start:
+        return 0
+    area = mm.mm_mt.lookup(start)
+    if area is None:
+        return -ENOMEM
+    prev = area if start > area.vm_start else vma.vma_prev(area)
+    position = start
+    while position < end:
+        area = mm.mm_mt.lookup(position)
+        if area is None:
+            return -ENOMEM
+        stop = min(area.vm_end, end)
+        newflags = area.vm_flags & ~VM_LOCKED_MASK | flags
+        changed = mlock_fixup(prev, area, position, stop, newflags)
+        if isinstance(changed, int):
+            return changed
+        prev = changed
+        position = stop
+    return 0
+
+
+def populate(mm: MmStruct, start: int, length: int) -> int:
+    """__mm_populate: fault the range in, write faults where private memory may be written. 0 or -errno.
+
+    Stops at the first failure; what may not be accessed at all is one.
+    """
+    mm.mmap_lock.down_read()
+    for area in mm.mm_mt.overlapping(start, start + length):
+        if area.vm_flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
+            continue
+        if not area.vm_flags & VM_ACCESS_FLAGS:
+            mm.mmap_lock.up_read()
+            return -ENOMEM
+        flags = memory.FAULT_FLAG_WRITE if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
+        for address in range(max(start, area.vm_start), min(start + length, area.vm_end), PAGE_SIZE):
+            fault = memory.handle_mm_fault(area, address, flags)
+            if fault:
+                mm.mmap_lock.up_read()
+                return -EAGAIN if fault & memory.VM_FAULT_OOM else -ENOMEM
+    mm.mmap_lock.up_read()
+    return 0
+
+
+def do_mlock(mm: MmStruct, start: int, length: int, flags: int) -> int:
+    """Lock, then fault the range in. RLIMIT_MEMLOCK does not limit us: we are root."""
+    length = page_align(length + (start & ~PAGE_MASK))
+    start &= PAGE_MASK
+    mm.mmap_lock.down_write()
+    error = apply_vma_lock_flags(mm, start, length, flags)
+    mm.mmap_lock.up_write()
+    return error or populate(mm, start, length)
+
+
+def sys_mlock(mm: MmStruct, start: int, length: int) -> int:
+    """mlock(2)."""
+    return do_mlock(mm, start, length, VM_LOCKED)
+
+
+def sys_mlock2(mm: MmStruct, start: int, length: int, flags: int) -> int:
+    """mlock2(2)."""
+    if flags & ~MLOCK_ONFAULT:
+        return -EINVAL
+    return do_mlock(mm, start, length, VM_LOCKED_MASK if flags else VM_LOCKED)
+
+
+def sys_munlock(mm: MmStruct, start: int, length: int) -> int:
+    """munlock(2)."""
+    length = page_align(length + (start & ~PAGE_MASK))
+    mm.mmap_lock.down_write()
+    result = apply_vma_lock_flags(mm, start & PAGE_MASK, length, 0)
+    mm.mmap_lock.up_write()
+    return result
+
+
+def apply_mlockall_flags(mm: MmStruct, flags: int) -> None:
+    """Flags for mappings to come and, with MCL_CURRENT or without any, for all there are. Errors are ignored."""
+    onfault = VM_LOCKONFAULT if flags & MCL_ONFAULT else 0
+    mm.def_flags &= ~VM_LOCKED_MASK
+    if flags & MCL_FUTURE:
+        mm.def_flags |= VM_LOCKED | onfault
+        if not flags & MCL_CURRENT:
+            return
+    add = VM_LOCKED | onfault if flags & MCL_CURRENT else 0
+    prev: VmAreaStruct | None = None
+    position = 0
+    while (area := mm.mm_mt.find(position)) is not None:
+        end = area.vm_end
+        newflags = area.vm_flags & ~VM_LOCKED_MASK | add
+        changed = mlock_fixup(prev, area, area.vm_start, end, newflags)
+        prev = area if isinstance(changed, int) else changed
+        position = end
+
+
+def sys_mlockall(mm: MmStruct, flags: int) -> int:
+    """mlockall(2)."""
+    if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
+        return -EINVAL
+    mm.mmap_lock.down_write()
+    apply_mlockall_flags(mm, flags)
+    mm.mmap_lock.up_write()
+    if flags & MCL_CURRENT:
+        mmap.mm_populate(mm, 0, mm.machine.geometry.task_size)
+    return 0
+
+
+def sys_munlockall(mm: MmStruct) -> int:
+    """munlockall(2)."""
+    mm.mmap_lock.down_write()
+    apply_mlockall_flags(mm, 0)
+    mm.mmap_lock.up_write()
+    return 0

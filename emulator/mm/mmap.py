@@ -1,0 +1,347 @@
+"""Mapping memory: choosing an address, mmap (mm/mmap.c, and mmap_region of mm/vma.c).
+
+Limits and accounting that the system calls share stand here too.
+"""
+
+from __future__ import annotations
+
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
+from emulator.mm import memory, munmap, vma
+from emulator.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+    File,
+    MmStruct,
+    VmAreaStruct,
+    VmOps,
+)
+from emulator.uapi import (
+    EACCES,
+    EAGAIN,
+    EEXIST,
+    EINVAL,
+    ENOMEM,
+    EOVERFLOW,
+    EPERM,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_TYPE,
+)
+
+GENERIC_FILE_VM_OPS = VmOps("generic_file")
+
+
+# ---- limits and accounting
+
+
+def vm_stat_account(mm: MmStruct, flags: int, pages: int) -> None:
+    """Count ``pages`` (may be negative) in total_vm and in one of exec_vm, stack_vm, data_vm."""
+    mm.total_vm += pages
+    if flags & (VM_EXEC | VM_WRITE | VM_GROWSDOWN) == VM_EXEC:
+        mm.exec_vm += pages
+    elif flags & VM_GROWSDOWN:
+        mm.stack_vm += pages
+    elif flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE:
+        mm.data_vm += pages
+
+
+def may_expand_vm(mm: MmStruct, flags: int, pages: int) -> bool:
+    """RLIMIT_AS and RLIMIT_DATA; unlimited here, so only the address space itself is the limit."""
+    return mm.total_vm + pages <= mm.machine.geometry.task_size >> PAGE_SHIFT
+
+
+def mlock_future_ok(mm: MmStruct, locked: bool, length: int) -> bool:
+    """RLIMIT_MEMLOCK; root is not limited, and we are root."""
+    return True
+
+
+def accountable_mapping(file: File | None, flags: int) -> bool:
+    """Private writable memory is charged, unless NORESERVE."""
+    return flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE
+
+
+def security_vm_enough_memory(mm: MmStruct, pages: int) -> int:
+    """Charge ``pages`` to Committed_AS. 0, or -ENOMEM with nothing charged."""
+    m = mm.machine
+    if m.should_fail("vm_enough_memory"):
+        return -ENOMEM
+    limit = m.profile.commit_limit
+    if limit is not None and m.committed + pages > limit:
+        return -ENOMEM
+    m.committed += pages
+    return 0
+
+
+def mm_populate(mm: MmStruct, start: int, length: int) -> None:
+    """Fault [start, start+length) in, as far as that goes; errors are ignored (mm/gup.c)."""
+    mm.mmap_lock.down_read()
+    for area in mm.mm_mt.overlapping(start, start + length):
+        flags = memory.FAULT_FLAG_WRITE if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
+        if not area.vm_flags & VM_ACCESS_FLAGS:
+            continue
+        for address in range(max(start, area.vm_start), min(start + length, area.vm_end), PAGE_SIZE):
+            memory.handle_mm_fault(area, address, flags)
+    mm.mmap_lock.up_read()
+
+
+# ---- choosing an address
+
+
+def vm_start_gap(area: VmAreaStruct) -> int:
+    """Where the space that belongs to the VMA begins: its stack guard gap counts."""
+    if area.vm_flags & VM_GROWSDOWN:
+        return max(0, area.vm_start - (area.vm_mm.machine.profile.stack_guard_gap << PAGE_SHIFT))
+    return area.vm_start
+
+
+def low_limit(mm: MmStruct) -> int:
+    """The lowest address that is chosen: mmap_min_addr, in a small world the arena's start."""
+    g = mm.machine.geometry
+    return mm.machine.profile.mmap_min_addr if g.bits == 9 else g.arena_start
+
+
+def vm_unmapped_area_topdown(mm: MmStruct, length: int, high: int) -> int:
+    """The highest free range of ``length`` bytes below ``high``, or -ENOMEM."""
+    low = low_limit(mm)
+    ceiling = high
+    while ceiling - length >= low:
+        below = mm.mm_mt.prev_of(ceiling)
+        if below is None:
+            return ceiling - length
+        if below.vm_end <= ceiling - length:
+            return ceiling - length
+        ceiling = min(ceiling, vm_start_gap(below))
+    return -ENOMEM
+
+
+def vm_unmapped_area_bottomup(mm: MmStruct, length: int, low: int) -> int:
+    """The lowest free range of ``length`` bytes at or above ``low``, or -ENOMEM."""
+    task_size = mm.machine.geometry.task_size
+    floor = low
+    while floor + length <= task_size:
+        area = mm.mm_mt.find(floor)
+        if area is None or floor + length <= vm_start_gap(area):
+            return floor
+        floor = area.vm_end
+    return -ENOMEM
+
+
+def mm_get_unmapped_area(mm: MmStruct, hint: int, length: int) -> int:
+    """arch_get_unmapped_area_topdown: at the hint if that is free, else top-down from mmap_base."""
+    g = mm.machine.geometry
+    if length > g.task_size:
+        return -ENOMEM
+    if hint:
+        addr = hint & PAGE_MASK
+        if low_limit(mm) <= addr <= g.task_size - length:
+            area = mm.mm_mt.find(addr)
+            before = mm.mm_mt.prev_of(addr)
+            if (area is None or addr + length <= vm_start_gap(area)) and (
+                before is None or addr >= before.vm_end
+            ):
+                return addr
+    found = vm_unmapped_area_topdown(mm, length, mm.mmap_base)
+    if found < 0:
+        # TASK_UNMAPPED_BASE is a third of user space
+        base = page_align(g.task_size // 3) if g.bits == 9 else g.arena_start
+        found = vm_unmapped_area_bottomup(mm, length, base)
+    return found
+
+
+def thp_get_unmapped_area(mm: MmStruct, hint: int, length: int, offset: int) -> int:
+    """A place where huge pages fit, if the range is long enough for one; ``offset`` in bytes."""
+    size = mm.machine.geometry.pmd_size
+    aligned = (offset + size - 1) & -size
+    if offset + length > aligned and offset + length - aligned >= size:
+        found = mm_get_unmapped_area(mm, hint, length + size)
+        if found >= 0:
+            if found == hint:
+                return hint
+            shift = (offset - found) & (size - 1)
+            return found + (shift or size)
+    return mm_get_unmapped_area(mm, hint, length)
+
+
+def get_unmapped_area(mm: MmStruct, file: File | None, addr: int, length: int, pgoff: int, flags: int) -> int:
+    """Where to map ``length`` bytes: ``addr`` itself with MAP_FIXED, else a free place. Address or -errno."""
+    task_size = mm.machine.geometry.task_size
+    if length > task_size:
+        return -ENOMEM
+    if not flags & MAP_FIXED:
+        if file is not None and not file.f_mapping.shmem:
+            addr = thp_get_unmapped_area(mm, addr, length, pgoff << PAGE_SHIFT)
+        elif file is None and not addr and length % mm.machine.geometry.pmd_size == 0:
+            addr = thp_get_unmapped_area(mm, 0, length, 0)
+        else:
+            addr = mm_get_unmapped_area(mm, addr, length)
+        if addr < 0:
+            return addr
+    if addr > task_size - length:
+        return -ENOMEM
+    if addr & ~PAGE_MASK:
+        return -EINVAL
+    if addr < mm.machine.profile.mmap_min_addr and mm.machine.geometry.bits == 9:
+        return -EPERM
+    return addr
+
+
+# ---- mmap
+
+
+def mmap_region(mm: MmStruct, file: File | None, addr: int, length: int, vm_flags: int, pgoff: int) -> int:
+    """Map [addr, addr+length), unmapping what is there. The new range merges with its neighbours if it can.
+
+    A failure after the old mappings were emptied leaves a hole in their place.
+    """
+    m = mm.machine
+    end = addr + length
+    pages = length >> PAGE_SHIFT
+    vms = munmap.VmaMunmapStruct(mm, addr, end)
+    error = munmap.vms_gather_munmap_vmas(vms)
+    if error:
+        return error
+    if not may_expand_vm(mm, vm_flags, pages - vms.nr_pages):
+        return -ENOMEM
+    charged = 0
+    if accountable_mapping(file, vm_flags):
+        charged = pages - vms.nr_accounted
+        if charged and security_vm_enough_memory(mm, charged):
+            return -ENOMEM
+        vms.nr_accounted = 0  # the new mapping takes over their charge
+        vm_flags |= VM_ACCOUNT
+    munmap.vms_detach(vms)
+    munmap.vms_clear_ptes(vms)
+    area = mmap_new_area(mm, vms, file, vm_flags, pgoff)
+    munmap.vms_account(vms)
+    if area is None:
+        # What the old mappings had charged is not given back (nor in Linux 6.18): the oracle sees a leak.
+        m.committed -= charged
+        return -ENOMEM
+    vm_stat_account(mm, area.vm_flags, pages)
+    if area.vm_flags & VM_LOCKED:
+        if area.vm_flags & VM_SPECIAL:
+            area.vm_flags &= ~VM_LOCKED_MASK
+        else:
+            mm.locked_vm += pages
+    return addr
+
+
+def mmap_new_area(
+    mm: MmStruct, vms: munmap.VmaMunmapStruct, file: File | None, vm_flags: int, pgoff: int
+) -> VmAreaStruct | None:
+    """The VMA for a range that is empty by now: merged or new."""
+    m = mm.machine
+    vmg = vma.VmaMergeStruct(mm, vms.start, vms.end, vm_flags, pgoff)
+    vmg.prev, vmg.next = vms.prev, vms.next
+    vmg.file = file
+    area = vma.vma_merge_new_range(vmg)
+    if area is not None:
+        return area
+    if m.should_fail("vm_area_alloc"):
+        return None
+    area = VmAreaStruct(mm, vms.start, vms.end, pgoff, vm_flags)
+    if file is not None:
+        area.vm_file = file
+        area.vm_ops = GENERIC_FILE_VM_OPS
+    return area if not vma.vma_link(area) else None
+
+
+def calc_vm_prot_bits(prot: int) -> int:
+    """PROT_* and VM_READ/WRITE/EXEC have the same values."""
+    return prot & VM_ACCESS_FLAGS
+
+
+def file_flags(file: File, flags: int, prot: int) -> int:
+    """The vm_flags that mapping ``file`` adds (bits to clear do not occur for our files), or -errno."""
+    kind = flags & MAP_TYPE
+    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
+        if prot & VM_WRITE and not file.writable:
+            return -EACCES
+        return VM_SHARED | VM_MAYSHARE
+    if kind == MAP_PRIVATE:
+        return 0 if file.readable else -EACCES
+    return -EINVAL
+
+
+def do_mmap(
+    mm: MmStruct, file: File | None, addr: int, length: int, prot: int, flags: int, pgoff: int
+) -> int:
+    """mmap under the lock. ``pgoff`` in pages; returns an address or -errno."""
+    if not length:
+        return -EINVAL
+    fixed = bool(flags & (MAP_FIXED | MAP_FIXED_NOREPLACE))
+    if not fixed:
+        addr &= PAGE_MASK
+        if addr:
+            addr = max(addr, low_limit(mm))
+    length = page_align(length)
+    if pgoff + (length >> PAGE_SHIFT) >= 1 << 52:
+        return -EOVERFLOW
+    if mm.map_count > mm.machine.profile.max_map_count:
+        return -ENOMEM
+    vm_flags = calc_vm_prot_bits(prot) | mm.def_flags | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    if flags & MAP_GROWSDOWN:
+        vm_flags |= VM_GROWSDOWN
+    if flags & MAP_LOCKED:
+        vm_flags |= VM_LOCKED
+    area_flags = flags | MAP_FIXED if fixed else flags
+    addr = get_unmapped_area(mm, file, addr, length, pgoff, area_flags)
+    if addr < 0:
+        return addr
+    if flags & MAP_FIXED_NOREPLACE and mm.mm_mt.overlapping(addr, addr + length):
+        return -EEXIST
+    if not mlock_future_ok(mm, bool(vm_flags & VM_LOCKED), length):
+        return -EAGAIN
+    if file is not None:
+        more = file_flags(file, flags, prot)
+        if more < 0:
+            return more
+        if vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+        vm_flags |= more
+        if more & VM_MAYSHARE and not file.writable:
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+    elif flags & MAP_TYPE == MAP_PRIVATE:
+        pgoff = addr >> PAGE_SHIFT
+    else:
+        return -EINVAL  # shared anonymous memory is not modelled yet
+    if flags & MAP_NORESERVE:
+        vm_flags |= VM_NORESERVE
+    return mmap_region(mm, file, addr, length, vm_flags, pgoff)
+
+
+def sys_mmap(
+    mm: MmStruct, addr: int, length: int, prot: int, flags: int, file: File | None, offset: int
+) -> int:
+    """mmap(2). ``offset`` in bytes; ``file`` is None for MAP_ANONYMOUS."""
+    if offset & ~PAGE_MASK:
+        return -EINVAL
+    if flags & MAP_ANONYMOUS:
+        file = None
+    mm.mmap_lock.down_write()
+    mm.machine.sched.point("mmap.locked")
+    result = do_mmap(mm, file, addr, length, prot, flags, offset >> PAGE_SHIFT)
+    mm.mmap_lock.up_write()
+    if result >= 0 and flags & (MAP_POPULATE | MAP_LOCKED):
+        mm_populate(mm, result, page_align(length))
+    return result

@@ -1,0 +1,195 @@
+"""Changing permissions (mm/mprotect.c)."""
+
+from __future__ import annotations
+
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import (
+    FLAGS_MASK,
+    PRESENT,
+    PROT_BITS,
+    RW,
+    SOFTLEAF_MIGRATION_READ,
+    SOFTLEAF_MIGRATION_READ_EXCLUSIVE,
+    SOFTLEAF_MIGRATION_WRITE,
+    USER,
+    mk_softleaf,
+    softleaf_type,
+    softleaf_value,
+)
+from emulator.mm import huge_memory, memory, mmap, pgtable_generic, vma
+from emulator.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_NORESERVE,
+    VM_SEALED,
+    VM_SHARED,
+    VM_WRITE,
+    MmStruct,
+    VmAreaStruct,
+)
+from emulator.uapi import (
+    EACCES,
+    EINVAL,
+    ENOMEM,
+    EPERM,
+    PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+
+def change_pte(area: VmAreaStruct, addr: int, pte: int, prot: int) -> int:
+    """The entry with the VMA's new permissions. A page that is exclusively ours may become writable at once."""
+    if pte & PRESENT:
+        pte = pte & ~PROT_BITS | prot
+        if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE and pte & USER:
+            folio = memory.vm_normal_folio(area, addr, pte)
+            if folio is not None and folio.anon:
+                page = memory.page_of(folio, pte)
+                if folio.anon_exclusive >> page & 1:
+                    pte |= RW
+        return pte
+    if softleaf_type(pte) == SOFTLEAF_MIGRATION_WRITE:
+        # write faults must come back: a page that was writable is exclusive if it is anonymous
+        folio = area.vm_mm.machine.phys.frames[softleaf_value(pte)]
+        kind = SOFTLEAF_MIGRATION_READ_EXCLUSIVE if folio.anon else SOFTLEAF_MIGRATION_READ
+        flags = pte & FLAGS_MASK & ~(7 << 3)
+        return mk_softleaf(kind, softleaf_value(pte), flags)
+    return pte
+
+
+def change_pte_range(area: VmAreaStruct, table: PageTable, start: int, end: int, prot: int) -> None:
+    """The entries of one PTE table."""
+    mm = area.vm_mm
+    table.ptl.lock()
+    slot = pgtable_generic.slot_of(mm, start, LEVEL_PTE)
+    for addr in range(start, end, PAGE_SIZE):
+        pte = table.entries.get(slot, 0)
+        if pte:
+            assert isinstance(pte, int)
+            new = change_pte(area, addr, pte, prot)
+            if new != pte:
+                table.set(slot, new)
+                mm.machine.sched.point("mprotect.pte_changed")
+        slot += 1
+    table.ptl.unlock()
+
+
+def change_protection(area: VmAreaStruct, start: int, end: int) -> None:
+    """Give the entries of [start, end) the permissions that the VMA has now, and flush."""
+    mm = area.vm_mm
+    g = mm.machine.geometry
+    prot = vma.vm_page_prot(area.vm_flags)
+    addr = start
+    while addr < end:
+        stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
+        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
+        slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
+        entry = pmd.get(slot) if pmd is not None else 0
+        if pmd is not None and isinstance(entry, int) and entry:
+            if stop - addr == g.pmd_size:
+                huge_memory.change_huge_pmd(area, pmd, slot, addr, prot)
+            else:
+                huge_memory.split_huge_pmd(area, pmd, slot, addr)
+                entry = pmd.get(slot)
+        if isinstance(entry, PageTable):
+            change_pte_range(area, entry, addr, stop, prot)
+        addr = stop
+    mm.machine.flush_tlb_range(mm, start, end)
+
+
+def mprotect_fixup(
+    prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, newflags: int
+) -> VmAreaStruct | int:
+    """[start, end) of one VMA gets ``newflags``. The VMA that holds it afterwards, or -errno."""
+    mm = area.vm_mm
+    m = mm.machine
+    oldflags = area.vm_flags
+    pages = (end - start) >> PAGE_SHIFT
+    if oldflags & VM_SEALED:
+        return -EPERM
+    if newflags == oldflags:
+        return area  # not even a try to merge
+    charged = 0
+    if newflags & VM_WRITE:
+        if not mmap.may_expand_vm(mm, newflags, pages) and mmap.may_expand_vm(mm, oldflags, pages):
+            return -ENOMEM
+        if not oldflags & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+            if mmap.security_vm_enough_memory(mm, pages):
+                return -ENOMEM
+            charged = pages
+            newflags |= VM_ACCOUNT
+    elif oldflags & VM_ACCOUNT and vma.vma_is_anonymous(area) and area.anon_vma is None:
+        newflags &= ~VM_ACCOUNT  # never written: its charge can be given back
+    changed = vma.vma_modify_flags(prev, area, start, end, newflags)
+    if isinstance(changed, int):
+        m.committed -= charged
+        return changed
+    changed.vm_flags = newflags | changed.vm_flags & m.profile.vm_ignore_merge
+    change_protection(changed, start, end)
+    if oldflags & VM_ACCOUNT and not newflags & VM_ACCOUNT:
+        m.committed -= pages
+    if oldflags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and newflags & VM_WRITE:
+        for addr in range(start, end, PAGE_SIZE):
+            memory.handle_mm_fault(changed, addr, memory.FAULT_FLAG_WRITE)
+    mmap.vm_stat_account(mm, oldflags, -pages)
+    mmap.vm_stat_account(mm, newflags, pages)
+    return changed
+
+
+def do_mprotect(mm: MmStruct, start: int, end: int, prot: int) -> int:
+    """Every VMA in [start, end); at a hole or an error the VMAs before it stay changed."""
+    area = mm.mm_mt.find(start)
+    if area is None:
+        return -ENOMEM
+    if prot & PROT_GROWSDOWN:
+        if area.vm_start >= end:
+            return -ENOMEM
+        start = area.vm_start
+        if not area.vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+    elif area.vm_start > start:
+        return -ENOMEM
+    elif prot & PROT_GROWSUP:
+        return -EINVAL  # no VMA grows up on x86-64
+    prev = area if start > area.vm_start else vma.vma_prev(area)
+    position = start
+    while position < end:
+        following = mm.mm_mt.lookup(position)
+        if following is None:
+            return -ENOMEM
+        newflags = following.vm_flags & ~VM_ACCESS_FLAGS | mmap.calc_vm_prot_bits(prot)
+        if newflags & ~(newflags >> 4) & VM_ACCESS_FLAGS:
+            return -EACCES
+        stop = min(following.vm_end, end)
+        changed = mprotect_fixup(prev, following, position, stop, newflags)
+        if isinstance(changed, int):
+            return changed
+        prev = changed
+        position = stop
+    return 0
+
+
+def sys_mprotect(mm: MmStruct, start: int, length: int, prot: int) -> int:
+    """mprotect(2). Bytes. 0, -EINVAL, -ENOMEM (hole), -EACCES, -EPERM."""
+    growth = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
+    if growth == PROT_GROWSDOWN | PROT_GROWSUP or start & ~PAGE_MASK:
+        return -EINVAL
+    if not length:
+        return 0
+    end = start + page_align(length)
+    if end <= start:
+        return -ENOMEM
+    if prot & ~(growth | PROT_READ | PROT_WRITE | PROT_EXEC):
+        return -EINVAL
+    mm.mmap_lock.down_write()
+    mm.machine.sched.point("mprotect.locked")
+    result = do_mprotect(mm, start, end, prot)
+    mm.mmap_lock.up_write()
+    return result

@@ -1,0 +1,1 @@
+"""Tasks, locks, schedules and preemption points."""

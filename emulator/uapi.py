@@ -1,0 +1,84 @@
+"""Numbers of the user-space interface: protections, flags, advice, errno (source: include/uapi)."""
+
+from __future__ import annotations
+
+import errno as _errno
+from typing import Final
+
+PROT_NONE: Final = 0
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+PROT_EXEC: Final = 4
+PROT_GROWSDOWN: Final = 0x01000000
+PROT_GROWSUP: Final = 0x02000000
+
+MAP_SHARED: Final = 0x01
+MAP_PRIVATE: Final = 0x02
+MAP_SHARED_VALIDATE: Final = 0x03
+MAP_TYPE: Final = 0x0F
+MAP_FIXED: Final = 0x10
+MAP_ANONYMOUS: Final = 0x20
+MAP_GROWSDOWN: Final = 0x0100
+MAP_LOCKED: Final = 0x2000
+MAP_NORESERVE: Final = 0x4000
+MAP_POPULATE: Final = 0x8000
+MAP_STACK: Final = 0x20000
+MAP_FIXED_NOREPLACE: Final = 0x100000
+
+MREMAP_MAYMOVE: Final = 1
+MREMAP_FIXED: Final = 2
+MREMAP_DONTUNMAP: Final = 4
+MREMAP_RELOCATE_ANON: Final = 8  # proposed (June 2025), refused by mainline
+
+MADV_NORMAL: Final = 0
+MADV_RANDOM: Final = 1
+MADV_SEQUENTIAL: Final = 2
+MADV_WILLNEED: Final = 3
+MADV_DONTNEED: Final = 4
+MADV_FREE: Final = 8
+MADV_REMOVE: Final = 9
+MADV_DONTFORK: Final = 10
+MADV_DOFORK: Final = 11
+MADV_HUGEPAGE: Final = 14
+MADV_NOHUGEPAGE: Final = 15
+MADV_DONTDUMP: Final = 16
+MADV_DODUMP: Final = 17
+MADV_WIPEONFORK: Final = 18
+MADV_KEEPONFORK: Final = 19
+MADV_COLD: Final = 20
+MADV_PAGEOUT: Final = 21
+MADV_POPULATE_READ: Final = 22
+MADV_POPULATE_WRITE: Final = 23
+MADV_GUARD_INSTALL: Final = 102
+MADV_GUARD_REMOVE: Final = 103
+
+EPERM: Final = _errno.EPERM
+ESRCH: Final = _errno.ESRCH
+EINTR: Final = _errno.EINTR
+EBADF: Final = _errno.EBADF
+EAGAIN: Final = _errno.EAGAIN
+ENOMEM: Final = _errno.ENOMEM
+EACCES: Final = _errno.EACCES
+EFAULT: Final = _errno.EFAULT
+EBUSY: Final = _errno.EBUSY
+EEXIST: Final = _errno.EEXIST
+ENODEV: Final = _errno.ENODEV
+EINVAL: Final = _errno.EINVAL
+EOVERFLOW: Final = _errno.EOVERFLOW
+EOPNOTSUPP: Final = _errno.EOPNOTSUPP
+ENOSYS: Final = _errno.ENOSYS
+
+# What a memory access ends with when it does not end with data. Values no system call returns.
+SIGSEGV: Final = -1011
+SIGBUS: Final = -1007
+OOM_KILLED: Final = -1009
+
+
+def result_name(result: int) -> str:
+    """A result as people write it: ``0``, ``0x40000``, ``-ENOMEM``, ``SIGSEGV``."""
+    named = {SIGSEGV: "SIGSEGV", SIGBUS: "SIGBUS", OOM_KILLED: "OOM"}
+    if result in named:
+        return named[result]
+    if result < 0:
+        return "-" + _errno.errorcode.get(-result, str(-result))
+    return str(result) if result < 4096 else hex(result)

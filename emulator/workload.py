@@ -1,0 +1,179 @@
+"""What a machine can be asked to do: operations, collisions, workloads.
+
+A workload is a list of steps. A step is one operation, or a *collision*: two or three operations that run at
+the same time under a schedule. Addresses and lengths are pages of a small arena, so that operations meet.
+A process, a pin or a reference is named by the small number that the operation which makes it carries.
+
+Everything else that reads or writes workloads (wire form, text form, generator, mutator) is driven by the
+``OPS`` table below.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+PROCS_MAX: Final = 4  # process labels 0 (the first process) to 3
+PINS_MAX: Final = 8  # pin labels 0 to 7
+FILES_MAX: Final = 2  # file labels 0 and 1
+FILE_PAGES: Final = 16  # every file's size
+OFFSETS_MAX: Final = 4  # sub-page write offsets
+COLLISION_OPS_MAX: Final = 3
+SCHEDULE_MAX: Final = 8  # switches
+STEPS_MAX: Final = 64
+
+
+class Domain(Enum):
+    """What values an argument may take, and how text shows it."""
+
+    PAGE = "page"  # arena page, 0 … arena_pages-1
+    LENGTH = "length"  # pages, 0 … arena_pages
+    PROT = "prot"  # PROT_* bits
+    MAP_FLAGS = "map_flags"  # MAP_* bits
+    MREMAP_FLAGS = "mremap_flags"  # MREMAP_* bits
+    ADVICE = "advice"  # MADV_* number
+    FILE = "file"  # 0 = anonymous, n = file n-1
+    FILE_OFFSET = "file_offset"  # pages
+    OFFSET = "offset"  # sub-page write offset, 0 … 3
+    NEW_PROC = "new_proc"  # label of a process this op makes
+    NEW_PIN = "new_pin"  # label of a pin or reference this op makes
+    PIN = "pin"  # label of an existing one
+    GUP_FLAGS = "gup_flags"  # GUP_* bits
+
+
+# get_user_pages flags (include/linux/mm_types.h FOLL_*), as far as the model tells them apart.
+FOLL_WRITE: Final = 1
+FOLL_PIN: Final = 2  # absent: FOLL_GET, an ordinary reference
+FOLL_LONGTERM: Final = 4
+
+MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x10 | 0x4000 | 0x100000  # SHARED PRIVATE FIXED NORESERVE NOREPLACE
+ADVICE_ALLOWED: Final = (4, 14, 15, 21)  # DONTNEED HUGEPAGE NOHUGEPAGE PAGEOUT
+
+
+class OpSpec(NamedTuple):
+    """One kind of operation: its arguments in order, and the preemption points that it can pass."""
+
+    code: int  # stable number on the wire; never reused
+    args: tuple[tuple[str, Domain], ...]
+    doc: str
+
+
+OPS: Final[dict[str, OpSpec]] = {
+    "mmap": OpSpec(
+        1,
+        (
+            ("addr", Domain.PAGE),
+            ("len", Domain.LENGTH),
+            ("prot", Domain.PROT),
+            ("flags", Domain.MAP_FLAGS),
+            ("file", Domain.FILE),
+            ("off", Domain.FILE_OFFSET),
+        ),
+        "map memory; file 0 is anonymous. Without FIXED the kernel chooses, addr being a hint",
+    ),
+    "munmap": OpSpec(2, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "unmap"),
+    "mremap": OpSpec(
+        3,
+        (
+            ("addr", Domain.PAGE),
+            ("old_len", Domain.LENGTH),
+            ("new_len", Domain.LENGTH),
+            ("flags", Domain.MREMAP_FLAGS),
+            ("new_addr", Domain.PAGE),
+        ),
+        "shrink, grow, move; new_addr counts with FIXED or DONTUNMAP",
+    ),
+    "mprotect": OpSpec(
+        4, (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("prot", Domain.PROT)), "change permissions"
+    ),
+    "madvise": OpSpec(
+        5, (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("advice", Domain.ADVICE)), "advise"
+    ),
+    "fork": OpSpec(6, (("child", Domain.NEW_PROC),), "make a child process under that label"),
+    "exit": OpSpec(7, (), "end the process; its mappings go"),
+    "read": OpSpec(8, (("addr", Domain.PAGE),), "load from the page; the result is its contents"),
+    "write": OpSpec(
+        9,
+        (("addr", Domain.PAGE), ("at", Domain.OFFSET)),
+        "store a token that is unique in the workload at one of four places in the page",
+    ),
+    "exec": OpSpec(10, (("addr", Domain.PAGE),), "fetch an instruction from the page"),
+    "gup_fast": OpSpec(
+        11,
+        (("addr", Domain.PAGE), ("flags", Domain.GUP_FLAGS), ("pin", Domain.NEW_PIN)),
+        "take a page without locks, falling back to the slow path",
+    ),
+    "gup_slow": OpSpec(
+        12,
+        (("addr", Domain.PAGE), ("flags", Domain.GUP_FLAGS), ("pin", Domain.NEW_PIN)),
+        "take a page under the mmap lock",
+    ),
+    "unpin": OpSpec(13, (("pin", Domain.PIN),), "give a pin or reference back, dirtying if it was for write"),
+    "pin_write": OpSpec(
+        14, (("pin", Domain.PIN), ("at", Domain.OFFSET)), "store through a pin, as a device would"
+    ),
+    "reclaim": OpSpec(15, (("addr", Domain.PAGE),), "kernel: try to reclaim the folio mapped there"),
+    "swap_readahead": OpSpec(
+        16, (("addr", Domain.PAGE),), "kernel: bring the swap entry's page into the swap cache, unmapped"
+    ),
+    "migrate": OpSpec(17, (("addr", Domain.PAGE),), "kernel: migrate the folio mapped there"),
+}
+
+OP_BY_CODE: Final[dict[int, str]] = {spec.code: kind for kind, spec in OPS.items()}
+
+
+class Op(NamedTuple):
+    """One operation of process ``proc``; ``args`` as in ``OPS[kind].args``.
+
+    ``fail_nth``: 0, or the 1-based number of the allocation (fault point) of this op that shall fail.
+    """
+
+    kind: str
+    proc: int
+    args: tuple[int, ...]
+    fail_nth: int = 0
+
+
+class Switch(NamedTuple):
+    """One line of a schedule: let op number ``op`` run until it has passed ``point`` ``nth`` times more.
+
+    Or until it ends or blocks. An empty ``point`` counts every preemption point. After the last switch the
+    ops run to their ends, in order. Points are named, so a schedule survives changes to the code.
+    """
+
+    op: int
+    point: str
+    nth: int
+
+
+class Step(NamedTuple):
+    """One op, or a collision of two or three under ``schedule``."""
+
+    ops: tuple[Op, ...]
+    schedule: tuple[Switch, ...] = ()
+
+
+class Workload(NamedTuple):
+    """A whole test case: the world it runs in and its steps."""
+
+    geometry: str  # a key of emulator.geometry.GEOMETRIES
+    steps: tuple[Step, ...]
+
+
+class Outcome(NamedTuple):
+    """What one op gave.
+
+    ``ret`` is the system call's result (address results are *arena pages*), an errno as a negative number,
+    SIGSEGV/SIGBUS of emulator.uapi for an access, or for kernel activity the number of folios handled.
+    ``data`` is the page's contents for ``read``: sorted (offset, token) pairs; () is a page of zeros.
+    ``injected`` says that a fault was injected (``fail_nth`` was reached).
+    """
+
+    ret: int
+    data: tuple[tuple[int, int], ...] | None = None
+    injected: bool = False
+
+
+def token(step: int, op: int) -> int:
+    """The value that a write stores: unique for each op of a workload, never 0."""
+    return step * 4 + op + 1
