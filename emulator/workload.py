@@ -177,3 +177,8 @@ class Outcome(NamedTuple):
 def token(step: int, op: int) -> int:
     """The value that a write stores: unique for each op of a workload, never 0."""
     return step * 4 + op + 1
+
+
+def file_token(file: int, page: int) -> int:
+    """What a page of a file holds at offset 0 before anybody writes there: different from every ``token``."""
+    return 1 << 36 | file << 20 | page + 1

@@ -17,7 +17,7 @@ from emulator.designs.base import Design
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT
-from emulator.mm import memory, mremap, mremap_tables, munmap, pgtable_generic, rmap, vma
+from emulator.mm import memory, mremap, mremap_tables, munmap, pgtable_generic, rmap, rmap_counts, vma
 from emulator.mm_types import VM_HUGETLB, VM_SPECIAL, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
 
@@ -112,10 +112,10 @@ def relocate_anon_pte(
         if not folio.anon_exclusive & 1:
             m.warn("relocate-not-exclusive", "a folio that is not exclusive was to be relocated", folio)
         if undo:
-            rmap.folio_move_anon_rmap(folio, old)
+            rmap_counts.folio_move_anon_rmap(folio, old)
             folio.index = vma.linear_page_index(old, old_addr)
         else:
-            rmap.folio_move_anon_rmap(folio, new)
+            rmap_counts.folio_move_anon_rmap(folio, new)
             folio.index = vma.linear_page_index(new, new_addr)
         m.sched.point("relocate.folio_undone" if undo else "relocate.folio_relocated")
     folio.lock.unlock()

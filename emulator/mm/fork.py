@@ -5,7 +5,7 @@ Not a file of the kernel's mm/, but part of the image: dup_mmap and exit_mmap, a
 
 from __future__ import annotations
 
-from emulator.mm import memory, mmap, munmap, rmap, vma
+from emulator.mm import memory_fork, mmap, munmap, rmap, vma
 from emulator.mm_types import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_WIPEONFORK, MmStruct, VmAreaStruct
 from emulator.uapi import EBUSY, ENOMEM
 
@@ -49,7 +49,7 @@ def dup_one_vma(mm: MmStruct, old: VmAreaStruct) -> int:
     mmap.vm_stat_account(mm, new.vm_flags, vma.vma_pages(new))
     if new.vm_flags & VM_WIPEONFORK:
         return 0
-    return memory.copy_page_range(new, old)
+    return memory_fork.copy_page_range(new, old)
 
 
 def dup_mmap(mm: MmStruct, oldmm: MmStruct) -> int:

@@ -16,7 +16,7 @@ from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import DIRTY, PRESENT, PSE, RW, SPECIAL, USER, pte_pfn
-from emulator.mm import fault, memory, pgtable_generic, swap
+from emulator.mm import fault, memory, pagewalk, pgtable_generic, swap
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
     GUP_PIN_COUNTING_BIAS,
@@ -225,16 +225,15 @@ def gup_fast_only(mm: MmStruct, addr: int, flags: int) -> Pin | None:
 # ---- GUP-slow
 
 
-def follow_page_pte(vma: VmAreaStruct, pte: PageTable, addr: int, flags: int) -> Pin | int | None:
-    """The page that the table maps at ``addr``. None: a fault is needed; -EMLINK: one that unshares."""
-    mm = vma.vm_mm
-    slot = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
-    pte.ptl.lock()
-    entry: int = pte.entries.get(slot, 0)  # type: ignore[assignment]
+def follow_page_pte(vma: VmAreaStruct, pmd: PageTable, pmd_slot: int, addr: int, flags: int) -> Pin | int | None:
+    """The page that a PTE maps at ``addr``. None: a fault is needed; -EMLINK: one that unshares."""
+    pte = pagewalk.pte_offset_map_lock(pmd, pmd_slot)
+    if pte is None:
+        return None
+    entry: int = pte.entries.get(pgtable_generic.slot_of(vma.vm_mm, addr, LEVEL_PTE), 0)  # type: ignore[assignment]
     got: Pin | int | None = None
-    if pgtable_generic.find_table(mm, addr, LEVEL_PTE) is pte and entry & PRESENT and entry & USER:
-        if not flags & FOLL_WRITE or entry & RW:
-            got = grab_page(vma, entry, pte_pfn(entry), flags)
+    if entry & PRESENT and entry & USER and (not flags & FOLL_WRITE or entry & RW):
+        got = grab_page(vma, entry, pte_pfn(entry), flags)
     pte.ptl.unlock()
     return got
 
@@ -287,7 +286,7 @@ def follow_page_mask(vma: VmAreaStruct, addr: int, flags: int) -> Pin | int | No
             pmd.ptl.unlock()
             return got
         pmd.ptl.unlock()
-    return follow_page_pte(vma, entry, addr, flags)
+    return follow_page_pte(vma, pmd, slot, addr, flags)
 
 
 def check_vma_flags(vma: VmAreaStruct, flags: int) -> int:

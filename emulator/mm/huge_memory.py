@@ -1,5 +1,7 @@
 """Transparent huge pages: anonymous folios of PMD size, mapped by a PMD (mm/huge_memory.c).
 
+Splitting the folio itself stands in ``huge_memory_split.py``.
+
 There is no huge zero page (use_zero_page=0): a read fault gets a huge page of its own. There are no huge pages of
 files, and none of orders in between. PTE tables are not deposited beforehand, but counted as allocations where the
 kernel deposits one, so that a split never fails for want of memory.
@@ -10,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
-from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import (
     ACCESSED,
@@ -26,14 +28,21 @@ from emulator.hw.pte import (
     mk_pte,
     mk_softleaf,
 )
-from emulator.mm import memory, migrate, pgtable_generic, rmap, rmap_counts, rmap_unmap, swap, swap_state
+from emulator.mm import (
+    memory,
+    pgtable_generic,
+    rmap,
+    rmap_counts,
+    rmap_unmap,
+    swap,
+    swap_state,
+)
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SHARED, VM_WRITE, AnonVma, Folio, VmAreaStruct
-from emulator.uapi import EAGAIN, EBUSY, EINVAL, ENOMEM
+from emulator.mm_types import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SHARED, VM_WRITE, VmAreaStruct
+from emulator.uapi import EAGAIN, ENOMEM
 
 if TYPE_CHECKING:
-    from emulator.machine import Machine
-    from emulator.mm.mmu_gather import MmuGather
+    from emulator.mm import mmu_gather
 
 # An entry that pmdp_invalidate has made not present while its lock is held: no softleaf has this type.
 INVALID = PSE | ACCESSED | DIRTY
@@ -165,7 +174,9 @@ def pmd_trans_huge_lock(pmd: PageTable, slot: int) -> int:
     return 0
 
 
-def zap_huge_pmd(gather: MmuGather, vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int) -> bool:
+def zap_huge_pmd(
+    gather: mmu_gather.MmuGather, vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int
+) -> bool:
     """Unmap a huge page; it is freed when the gather has flushed. False: it is none any more."""
     entry = pmd_trans_huge_lock(pmd, slot)
     if not entry:
@@ -342,75 +353,3 @@ def vma_adjust_trans_huge(vma: VmAreaStruct, start: int, end: int, next_start: i
     split_huge_pmd_if_needed(vma, end)
     if next_start is not None:
         split_huge_pmd_if_needed(vma, next_start)
-
-
-# ---- splitting the folio
-
-
-def folio_cache_ref_count(folio: Folio) -> int:
-    """References of the swap cache."""
-    return folio.nr_pages if folio.swapcache else 0
-
-
-def split_folio(folio: Folio) -> int:
-    """Split a locked, referenced, anonymous large folio into small ones on the same frames.
-
-    ``m.phys.frames[folio.pfn]`` is the head page's folio afterwards: it has the caller's lock and reference.
-    0; -EBUSY: not mapped; -EAGAIN: somebody else has a reference (a pin); on an error the folio is as before,
-    but mapped by PTEs.
-    """
-    if folio.order == 0 or not folio.anon:
-        return -EINVAL
-    if folio.writeback:
-        return -EBUSY
-    anon_vma = rmap.folio_get_anon_vma(folio)
-    if anon_vma is None:
-        return -EBUSY
-    m = anon_vma.machine
-    rmap.anon_vma_lock_write(anon_vma)
-    error = -EAGAIN
-    if folio.mapcount() + folio_cache_ref_count(folio) == folio.refcount - 1:
-        m.sched.point("thp.split_begin")
-        rmap_unmap.try_to_migrate(folio, locked=True)
-        m.sched.point("thp.folio_unmapped")
-        if folio.refcount == folio_cache_ref_count(folio) + 1:
-            split_unmapped_folio(m, folio, anon_vma)
-            error = 0
-        else:
-            migrate.remove_migration_ptes(folio, folio, locked=True)
-    rmap.anon_vma_unlock_write(anon_vma)
-    rmap.put_anon_vma(anon_vma)
-    return error
-
-
-def split_unmapped_folio(m: Machine, folio: Folio, anon_vma: AnonVma) -> None:
-    """The split itself, when migration entries hold every place: nobody but the caller has a reference.
-
-    Pages of zeros are mapped again like the others; the kernel maps the zero page in their place.
-    """
-    swapcache, slot, owner = folio.swapcache, folio.swap, folio.lock.owner
-    small = m.phys.split(folio)
-    for i, page in enumerate(small):
-        page.refcount = 1
-        page.mapping = folio.mapping
-        page.anon = True
-        page.index = folio.index + i
-        page.dirty = folio.dirty
-        page.uptodate = folio.uptodate
-        page.lock.owner = owner
-        page.lru = i > 0 or folio.lru
-        if swapcache:
-            page.refcount += 1
-            page.swapcache = True
-            page.swap = slot + i
-            swap_state.replace_in_swap_cache(m, folio, page)
-    folio.refcount = 0
-    folio.swapcache = False
-    folio.lock.owner = None
-    for page in small:
-        migrate.remove_migration_ptes(page, page, locked=True)
-    m.sched.point("thp.folio_split")
-    for page in small[1:]:
-        page.lock.unlock()
-        swap_state.free_swap_cache(m, page)
-        swap.folio_put(m, page)

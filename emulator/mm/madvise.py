@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import gup, madvise_walk, memory, rmap, swap_state, vma
+from emulator.mm import gup, madvise_walk, memory_zap, rmap, swap_state, vma
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -107,7 +107,7 @@ def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int)
     if area.vm_flags & (VM_PFNMAP | VM_LOCKED | VM_HUGETLB):
         return -EINVAL
     if advice == MADV_DONTNEED:
-        memory.zap_page_range_single(area, start, end - start)
+        memory_zap.zap_page_range_single(area, start, end - start)
         return 0
     if not vma.vma_is_anonymous(area):
         return -EINVAL
@@ -143,7 +143,7 @@ def madvise_guard_install(area: VmAreaStruct, start: int, end: int) -> int:
         if result != madvise_walk.POPULATED:
             return result
         mm.machine.sched.point("madvise.guard_zap")
-        memory.zap_page_range_single(area, start, end - start)
+        memory_zap.zap_page_range_single(area, start, end - start)
     return -ERESTARTNOINTR
 
 

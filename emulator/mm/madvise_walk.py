@@ -25,7 +25,16 @@ from emulator.hw.pte import (
     pte_pfn,
     softleaf_value,
 )
-from emulator.mm import huge_memory, memory, pgtable_generic, rmap, swap, swap_state, vmscan
+from emulator.mm import (
+    huge_memory_split,
+    memory,
+    pagewalk,
+    pgtable_generic,
+    rmap_counts,
+    swap,
+    swap_state,
+    vmscan,
+)
 from emulator.mm_types import Folio, MmStruct, VmAreaStruct
 from emulator.uapi import ENOMEM
 
@@ -36,25 +45,14 @@ INSTALLED = 0
 POPULATED = 1  # a guard region was to be installed where pages are: they must be zapped first
 
 
-def pmd_ranges(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTable, int, int, int]]:
-    """[start, end) in pieces that one PMD entry translates: (PMD table, slot, start, end), holes left out."""
-    g = mm.machine.geometry
-    addr = start
-    while addr < end:
-        stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
-        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
-        slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
-        if pmd is not None and pmd.entries.get(slot, 0):
-            yield pmd, slot, addr, stop
-        addr = stop
-
-
-def pte_tables(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTable, int, int]]:
-    """[start, end) in pieces that one PTE table translates: (table, start, end); huge pages and holes left out."""
-    for pmd, slot, addr, stop in pmd_ranges(mm, start, end):
-        table = pmd.entries.get(slot)
-        if isinstance(table, PageTable):
-            yield table, addr, stop
+def locked_tables(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTable, range]]:
+    """Every PTE table of [start, end), locked while it is yielded, with its slots; huge pages and holes left out."""
+    for pmd, slot, addr, stop in pagewalk.pmd_ranges(mm, start, end):
+        table = pagewalk.pte_offset_map_lock(pmd, slot)
+        if table is not None:
+            first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
+            yield table, range(first, first + ((stop - addr) >> PAGE_SHIFT))
+            table.ptl.unlock()
 
 
 # ---- MADV_PAGEOUT, MADV_COLD
@@ -82,7 +80,7 @@ def folio_pte_batch(folio: Folio, table: PageTable, slot: int, pte: int, most: i
 def split_locked_folio(m: Machine, folio: Folio) -> bool:
     """Split a large folio that the caller has locked and referenced; lock and reference are given back."""
     first = folio.pfn
-    split = huge_memory.split_folio(folio) == 0
+    split = huge_memory_split.split_folio(folio) == 0
     folio = m.phys.frames[first]
     folio.lock.unlock()
     swap.folio_put(m, folio)
@@ -112,7 +110,7 @@ class ColdOrPageout:
 
     def walk(self, start: int, end: int) -> None:
         """Page out what maps [start, end), one PMD's worth at a time."""
-        for pmd, slot, addr, stop in pmd_ranges(self.area.vm_mm, start, end):
+        for pmd, slot, addr, stop in pagewalk.pmd_ranges(self.area.vm_mm, start, end):
             self.pmd_range(pmd, slot, addr, stop)
 
     def pmd_range(self, pmd: PageTable, slot: int, addr: int, end: int) -> None:
@@ -135,7 +133,7 @@ class ColdOrPageout:
             pmd.ptl.unlock()
             return False
         folio = m.phys.frames[pte_pfn(entry)]
-        if rmap.folio_maybe_mapped_shared(folio) or (self.anon_only and not folio.anon):
+        if rmap_counts.folio_maybe_mapped_shared(folio) or (self.anon_only and not folio.anon):
             pmd.ptl.unlock()
             return False
         if end - addr != m.geometry.pmd_size:
@@ -152,11 +150,8 @@ class ColdOrPageout:
         """The PTEs of [addr, end), which one table holds."""
         area = self.area
         m = area.vm_mm.machine
-        table = pmd.entries.get(slot)
-        if not isinstance(table, PageTable):
-            return
-        table.ptl.lock()
-        while addr < end:
+        table = pagewalk.pte_offset_map_lock(pmd, slot)
+        while addr < end and table is not None:
             pte_slot = pgtable_generic.slot_of(area.vm_mm, addr, LEVEL_PTE)
             pte: int = table.entries.get(pte_slot, 0)  # type: ignore[assignment]
             folio = memory.vm_normal_folio(area, addr, pte) if pte & PRESENT else None
@@ -175,17 +170,18 @@ class ColdOrPageout:
                     table.ptl.unlock()
                     if not split_locked_folio(m, folio):
                         addr += nr * PAGE_SIZE
-                    table.ptl.lock()
+                    table = pagewalk.pte_offset_map_lock(pmd, slot)
                     continue
             # fully mapped here: mapped by nobody else when there is one mapping a page
             if folio.mapcount() == folio.nr_pages and not (self.anon_only and not folio.anon):
                 self.isolate(folio)
             addr += nr * PAGE_SIZE
-        table.ptl.unlock()
+        if table is not None:
+            table.ptl.unlock()
 
     def may_split(self, folio: Folio) -> bool:
         """May a large folio be split for this walk? Takes its lock when it may."""
-        if rmap.folio_maybe_mapped_shared(folio) or (self.anon_only and not folio.anon):
+        if rmap_counts.folio_maybe_mapped_shared(folio) or (self.anon_only and not folio.anon):
             return False
         return folio.lock.trylock()
 
@@ -195,17 +191,13 @@ class ColdOrPageout:
 
 def free_swap_entries(area: VmAreaStruct, start: int, end: int) -> None:
     """Drop what is swapped out in [start, end): it reads as zeros from now on."""
-    mm = area.vm_mm
-    m = mm.machine
-    for table, addr, stop in pte_tables(mm, start, end):
-        table.ptl.lock()
-        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
-        for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
+    m = area.vm_mm.machine
+    for table, slots in locked_tables(area.vm_mm, start, end):
+        for slot in slots:
             entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]
             if is_swap(entry):
                 table.set(slot, 0)
                 swap_state.swap_put_entries_direct(m, softleaf_value(entry))
-        table.ptl.unlock()
 
 
 # ---- guard regions
@@ -242,10 +234,7 @@ def install_guards(mm: MmStruct, start: int, end: int) -> int:
 
 def remove_guards(mm: MmStruct, start: int, end: int) -> None:
     """Clear the guard markers of [start, end); everything else stays."""
-    for table, addr, stop in pte_tables(mm, start, end):
-        table.ptl.lock()
-        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
-        for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
+    for table, slots in locked_tables(mm, start, end):
+        for slot in slots:
             if is_guard(table.entries.get(slot, 0)):  # type: ignore[arg-type]
                 table.set(slot, 0)
-        table.ptl.unlock()

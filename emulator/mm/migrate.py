@@ -1,8 +1,8 @@
 """Migration: moving a folio's contents to another folio under its users (mm/migrate.c).
 
-The folio is found as compaction finds it, without any lock of the processes that map it; an address only says which
-one. Every mapping becomes a migration entry, on which faults wait for the folio lock; the contents are copied; the
-entries become mappings of the copy, or of the folio itself where the move failed.
+The folio is found without any lock of the processes that map it, as compaction finds it; an address only says
+which one. Every mapping becomes a migration entry, on which faults wait for the folio lock; the contents are
+copied; the entries become mappings of the copy, or of the folio itself where the move failed.
 
 A folio is tried once, synchronously. A folio mapped by a PMD is unmapped as on an architecture without PMD
 migration entries: the PMD is split into PTEs first, and the copy is mapped by PTEs.
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 from emulator.hw.pte import (
     ACCESSED,
     RW,
+    SOFT_DIRTY,
     SOFTLEAF_MIGRATION_READ,
     SOFTLEAF_MIGRATION_WRITE,
+    UFFD_WP,
     mk_pte,
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import page_vma_mapped, rmap, swap, swap_state, vmscan
+from emulator.mm import page_vma_mapped, rmap, rmap_counts, rmap_unmap, swap, swap_state, vmscan
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import AddressSpace, AnonVma, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import EAGAIN, ENOMEM
@@ -37,14 +39,16 @@ def remove_migration_pte(src: Folio, dst: Folio, vma: VmAreaStruct, addr: int) -
         kind = softleaf_type(entry)
         page = softleaf_value(entry) - src.pfn
         swap.folio_get(dst)
-        pte = mk_pte(dst.pfn + page, prot | ACCESSED)
+        pte = mk_pte(dst.pfn + page, prot | ACCESSED | entry & SOFT_DIRTY)
         if kind == SOFTLEAF_MIGRATION_WRITE:
             pte |= RW
+        else:
+            pte |= entry & UFFD_WP
         if dst.anon:
             exclusive = kind != SOFTLEAF_MIGRATION_READ
-            rmap.folio_add_anon_rmap_ptes(dst, page, 1, vma, address, exclusive)
+            rmap_counts.folio_add_anon_rmap_ptes(dst, page, 1, vma, address, exclusive)
         else:
-            rmap.folio_add_file_rmap_pte(dst, page, vma)
+            rmap_counts.folio_add_file_rmap_pte(dst, page, vma)
         table.set(slot, pte)
 
 
@@ -120,7 +124,7 @@ def migrate_folio(m: Machine, src: Folio) -> int:
     anon_vma: AnonVma | None = rmap.folio_get_anon_vma(src) if src.anon else None
     was_mapped = src.mapped() and src.mapping is not None
     if was_mapped:
-        rmap.try_to_migrate(src)
+        rmap_unmap.try_to_migrate(src)
     m.sched.point("migrate.unmapped")
     error = -EAGAIN if src.mapped() else move_to_new_folio(m, dst, src)
     dst.lru = not error
@@ -169,11 +173,7 @@ def migrate_folio_at(mm: MmStruct, addr: int) -> int:
     """Kernel activity: migrate the folio mapped at ``addr`` (bytes). 1 when it was, else 0."""
     m = mm.machine
     folio = vmscan.folio_at(mm, addr)
-    if folio is None:
-        return 0
-    if folio.anon and not folio.swapcache and folio.refcount > folio.mapcount():
-        return 0  # as compaction: somebody pins it, do not even try
-    if not vmscan.folio_isolate_lru(folio):
+    if folio is None or not vmscan.folio_isolate_lru(folio):
         return 0
     m.sched.point("migrate.isolated")
     return 1 if migrate_pages(m, [folio]) else 0

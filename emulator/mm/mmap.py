@@ -18,6 +18,7 @@ from emulator.mm_types import (
     VM_MAYREAD,
     VM_MAYSHARE,
     VM_MAYWRITE,
+    VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_SHARED,
     VM_SPECIAL,
@@ -45,6 +46,7 @@ from emulator.uapi import (
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
+    MAP_STACK,
     MAP_TYPE,
 )
 
@@ -304,6 +306,8 @@ def do_mmap(
         vm_flags |= VM_GROWSDOWN
     if flags & MAP_LOCKED:
         vm_flags |= VM_LOCKED
+    if flags & MAP_STACK:
+        vm_flags |= VM_NOHUGEPAGE  # since 6.7; keeps thread stacks from merging with heaps beside them
     area_flags = flags | MAP_FIXED if fixed else flags
     addr = get_unmapped_area(mm, file, addr, length, pgoff, area_flags)
     if addr < 0:

@@ -7,7 +7,7 @@ held to the end: what the others could see is the same.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import memory, mmap, rmap, vma
+from emulator.mm import memory_zap, mmap, rmap, vma
 from emulator.mm_types import VM_ACCOUNT, VM_LOCKED, VM_SEALED, MmStruct, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM, EPERM
 
@@ -64,13 +64,13 @@ def vms_gather_munmap_vmas(vms: VmaMunmapStruct) -> int:
 def vms_clear_ptes(vms: VmaMunmapStruct) -> None:
     """Unmap the pages, take the VMAs out of the rmap, free page tables that nobody needs."""
     mm = vms.mm
-    memory.unmap_vmas(mm, vms.vmas, vms.start, vms.end)
+    memory_zap.unmap_vmas(mm, vms.vmas, vms.start, vms.end)
     for area in vms.vmas:
         rmap.unlink_anon_vmas(area)
         vma.vma_unlink_file(area)
     floor = vms.prev.vm_end if vms.prev is not None else 0
     ceiling = vms.next.vm_start if vms.next is not None else mm.machine.geometry.task_size
-    memory.free_pgtables(mm, vms.start, vms.end, floor, ceiling)
+    memory_zap.free_pgtables(mm, vms.start, vms.end, floor, ceiling)
 
 
 def vms_detach(vms: VmaMunmapStruct) -> None:

@@ -2,9 +2,7 @@
 
 A VMA has an anon_vma_chain (AVC) to its own anon_vma and to that of every ancestor that it was forked through; an
 anon_vma's tree holds the AVCs of all VMAs where its folios may be mapped. The lock of a whole family is that of its
-root.
-
-The mapcounts stand in ``rmap_counts.py``, unmapping a folio everywhere in ``rmap_unmap.py``.
+root. Mapcounts stand in ``rmap_counts.py``, unmapping a folio everywhere in ``rmap_unmap.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ VMA_OP_REMAP: Final = 2
 VMA_OP_FORK: Final = 3
 
 Visit = Callable[[Folio, VmAreaStruct, int], bool]
-"""Called by a walk with the folio, a VMA and the address (bytes) of the folio's first page in it; False ends the walk."""
+"""Called by a walk: the folio, a VMA, the address (bytes) of the folio's first page there. False ends the walk."""
 
 
 # ---- one anon_vma
@@ -163,7 +161,7 @@ def check_anon_vma_clone(dst: VmAreaStruct, src: VmAreaStruct, operation: int) -
         wrong |= operation == VMA_OP_MERGE_UNFAULTED and len(src.anon_vma_chain) != 1
     wrong |= bool(dst.anon_vma_chain) or (not fork and dst.vm_mm is not src.vm_mm)
     if wrong:
-        dst.vm_mm.machine.warn("anon-vma-clone", f"{src} is cloned into {dst}, which does not fit", src.anon_vma)
+        dst.vm_mm.machine.warn("anon-vma-clone", f"{src} does not fit {dst}, its clone", src.anon_vma)
 
 
 def maybe_reuse_anon_vma(dst: VmAreaStruct, anon_vma: AnonVma) -> None:
@@ -263,7 +261,9 @@ def unlink_anon_vmas(vma: VmAreaStruct) -> None:
     m.sched.point("anon_vma.unlinked")
     for anon_vma in empty:  # freeing takes the lock
         if anon_vma.num_children or anon_vma.num_active_vmas:
-            detail = f"{anon_vma} is freed with {anon_vma.num_children} children, {anon_vma.num_active_vmas} VMAs"
+            detail = (
+                f"{anon_vma} is freed with {anon_vma.num_children} children, {anon_vma.num_active_vmas} VMAs"
+            )
             m.warn("anon-vma-freed-in-use", detail, anon_vma)
         put_anon_vma(anon_vma)
 

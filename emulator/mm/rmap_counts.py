@@ -72,7 +72,9 @@ def folio_set_anon(folio: Folio, vma: VmAreaStruct, address: int, exclusive: boo
 
 def check_new_range(folio: Folio, vma: VmAreaStruct, address: int) -> None:
     if address < vma.vm_start or address + (folio.nr_pages << PAGE_SHIFT) > vma.vm_end:
-        vma.vm_mm.machine.warn("rmap-outside-vma", f"{folio} is mapped at {address:#x}, not inside {vma}", folio)
+        vma.vm_mm.machine.warn(
+            "rmap-outside-vma", f"{folio} is mapped at {address:#x}, not inside {vma}", folio
+        )
 
 
 def folio_add_new_anon_rmap(folio: Folio, vma: VmAreaStruct, address: int, exclusive: bool) -> None:
@@ -152,7 +154,9 @@ def folio_remove_rmap_ptes(folio: Folio, page: int, nr: int, vma: VmAreaStruct) 
     for i in range(page, page + nr):
         mapcounts[i] -= 1
         if mapcounts[i] < 0:
-            raise KernelBug("mapcount-underflow", f"page {i} of {folio} is unmapped more often than mapped", folio)
+            raise KernelBug(
+                "mapcount-underflow", f"page {i} of {folio} is unmapped more often than mapped", folio
+            )
         last += mapcounts[i] == 0
     if folio.order:
         count_mappings(folio, -nr, vma)

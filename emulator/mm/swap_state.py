@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.geometry import LEVEL_PTE, PAGE_SIZE
+from emulator.geometry import LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pte import is_swap, softleaf_value
-from emulator.mm import pgtable_generic, swap
+from emulator.mm import pagewalk, pgtable_generic, swap
 from emulator.mm_types import Folio, MmStruct, VmAreaStruct
 
 if TYPE_CHECKING:
@@ -164,21 +164,21 @@ def swapin_walk_range(vma: VmAreaStruct, start: int, end: int) -> int:
     mm = vma.vm_mm
     m = mm.machine
     read = 0
-    for addr in range(start, end, PAGE_SIZE):
-        table = pgtable_generic.find_table(mm, addr, LEVEL_PTE)
-        if table is None:
-            continue
-        table.ptl.lock()
-        entry = table.entries.get(pgtable_generic.slot_of(mm, addr, LEVEL_PTE), 0)
-        table.ptl.unlock()
-        if entry.__class__ is not int or not is_swap(entry):
-            continue
-        slot = softleaf_value(entry)
-        cached = slot in m.swap.cache
-        folio = read_swap_cache_async(m, slot)
-        if folio is not None:
-            swap.folio_put(m, folio)
-            read += not cached
+    for pmd, slot, addr, stop in pagewalk.pmd_ranges(mm, start, end):
+        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
+        for pte_slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
+            table = pagewalk.pte_offset_map_lock(pmd, slot)
+            if table is None:
+                break
+            entry: int = table.entries.get(pte_slot, 0)  # type: ignore[assignment]
+            table.ptl.unlock()
+            if not is_swap(entry):
+                continue
+            cached = softleaf_value(entry) in m.swap.cache
+            folio = read_swap_cache_async(m, softleaf_value(entry))
+            if folio is not None:
+                swap.folio_put(m, folio)
+                read += not cached
     return read
 
 

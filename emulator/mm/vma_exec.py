@@ -6,7 +6,7 @@ Bytes. The functions of the kernel's loader: a recorded exec is replayed with th
 from __future__ import annotations
 
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
-from emulator.mm import brk, huge_memory, memory, mmap, mremap_tables, rmap, vma
+from emulator.mm import brk, huge_memory, memory, memory_zap, mmap, mremap_tables, rmap, vma
 from emulator.mm_types import VM_ACCOUNT, VM_DONTEXPAND, VM_LOCKED_MASK, VM_STACK, MmStruct, VmAreaStruct, VmOps
 from emulator.uapi import EFAULT, ENOMEM
 
@@ -84,7 +84,7 @@ def relocate_vma_down(area: VmAreaStruct, shift: int) -> int:
         return -ENOMEM
     following = mm.mm_mt.find(old_end)
     ceiling = following.vm_start if following is not None else mm.machine.geometry.task_size
-    memory.free_pgtables(mm, max(new_end, old_start), old_end, new_end, ceiling)
+    memory_zap.free_pgtables(mm, max(new_end, old_start), old_end, new_end, ceiling)
     return vma_shrink(area, new_start, new_end, area.vm_pgoff)
 
 

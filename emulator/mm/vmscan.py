@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT
-from emulator.hw.pgtable import walk
+from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
-from emulator.mm import huge_memory, rmap, swap, swap_state
+from emulator.mm import huge_memory_split, rmap_unmap, swap, swap_state
 from emulator.mm_types import Folio, MmStruct
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ def folio_putback_lru(m: Machine, folio: Folio) -> None:
 def folio_at(mm: MmStruct, addr: int) -> Folio | None:
     """The folio that the page tables map at ``addr`` at this moment, without locks or references; no zero page."""
     m = mm.machine
-    level, entry = walk(mm, m.geometry, addr)
+    table, _, entry = walk_slot(mm, m.geometry, addr)
     if entry & (PRESENT | SPECIAL) != PRESENT:
         return None
     pfn = pte_pfn(entry)
-    if level != LEVEL_PTE:
-        pfn += (addr & ((1 << m.geometry.shifts[level]) - 1)) >> PAGE_SHIFT
+    if table.level != LEVEL_PTE:
+        pfn += (addr & ((1 << m.geometry.shifts[table.level]) - 1)) >> PAGE_SHIFT
     return m.phys.frames[pfn]
 
 
@@ -101,7 +101,7 @@ def split_folio_to_list(m: Machine, folio: Folio, folio_list: list[Folio]) -> Fo
     The other pages go to ``folio_list``, isolated. Where the split fails, the folio itself comes back, large.
     """
     first, nr = folio.pfn, folio.nr_pages
-    if huge_memory.split_folio(folio):
+    if huge_memory_split.split_folio(folio):
         return folio
     frames = m.phys.frames
     head = frames[first]
@@ -149,7 +149,7 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
             return folio, False
         point("reclaim.added_to_swap")
     if folio.mapped():
-        rmap.try_to_unmap(folio)
+        rmap_unmap.try_to_unmap(folio)
         if folio.mapped():
             return folio, False
     point("reclaim.unmapped")

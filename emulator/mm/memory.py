@@ -1,0 +1,302 @@
+"""Page faults (mm/memory.c): the way down to the entry, missing pages of anonymous memory and of files.
+
+mm/memory.c is cut by concept: write faults on present pages stand in ``memory_wp.py``, swap entries in
+``memory_swap.py``, fork in ``memory_fork.py``, unmapping in ``memory_zap.py``. There is no fault-around, and no
+file system wants to be told before a page is written (page_mkwrite).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from emulator.errors import KernelBug
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, mk_pte
+from emulator.mm import (
+    filemap,
+    huge_memory,
+    memory_swap,
+    memory_wp,
+    pagewalk,
+    pgtable_generic,
+    rmap,
+    rmap_counts,
+    swap,
+)
+from emulator.mm import vma as vma_ops
+from emulator.mm_types import VM_MAYWRITE, VM_SHARED, VM_WRITE, Folio, MmStruct, VmAreaStruct
+
+FAULT_FLAG_WRITE: Final = 1
+FAULT_FLAG_INSTRUCTION: Final = 2
+FAULT_FLAG_UNSHARE: Final = 4  # break the sharing of a page without making it writable (GUP)
+
+VM_FAULT_OOM: Final = 1
+VM_FAULT_SIGBUS: Final = 2
+VM_FAULT_SIGSEGV: Final = 4
+VM_FAULT_RETRY: Final = 8  # a migration entry: drop mmap_lock, then migration_entry_wait
+VM_FAULT_FALLBACK: Final = 16  # internal: no huge page, go on with small ones
+VM_FAULT_NOPAGE: Final = 32  # internal: somebody else was faster, the access is tried again
+_PUBLIC: Final = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV | VM_FAULT_RETRY
+
+
+class VmFault:
+    """struct vm_fault (vmf): one fault. ``address`` in bytes, page aligned.
+
+    ``orig_pte`` is the entry as it was read without a lock, 0 for none; ``table`` its table, once locked.
+    """
+
+    __slots__ = ("address", "flags", "m", "orig_pte", "pmd", "pmd_slot", "slot", "table", "vma")
+
+    table: PageTable
+
+    def __init__(self, vma: VmAreaStruct, address: int, flags: int, pmd: PageTable) -> None:
+        self.vma = vma
+        self.m = vma.vm_mm.machine
+        self.address = address
+        self.flags = flags
+        g = self.m.geometry
+        self.pmd = pmd
+        self.pmd_slot = (address >> g.pmd_shift) & g.index_mask
+        self.slot = pgtable_generic.slot_of(vma.vm_mm, address, LEVEL_PTE)
+        self.orig_pte = 0
+
+
+# ---- helpers
+
+
+def vm_normal_folio(vma: VmAreaStruct, addr: int, pte: int) -> Folio | None:
+    """The folio that a present entry maps; None for the zero page."""
+    if pte & SPECIAL:
+        return None
+    folio = vma.vm_mm.machine.phys.frames[pte >> PFN_SHIFT]
+    if folio.freed:
+        raise KernelBug("use-after-free", f"the entry at {addr:#x} maps a frame that has been freed", folio)
+    return folio
+
+
+def page_of(folio: Folio, pte: int) -> int:
+    """Which page of the folio a present entry maps."""
+    return (pte >> PFN_SHIFT) - folio.pfn
+
+
+def is_cow_mapping(vm_flags: int) -> bool:
+    """Private, and may be written: pages are copied before they are."""
+    return vm_flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
+
+
+def folio_prealloc(vmf: VmFault) -> Folio | None:
+    """A small folio of zeros for the faulting page; None: out of memory (a fault point)."""
+    m = vmf.m
+    if m.should_fail("folio_alloc"):
+        return None
+    folio = m.phys.alloc(0)
+    m.sched.point("fault.folio_allocated")
+    return folio
+
+
+def pte_alloc(vmf: VmFault) -> int:
+    """See to it that there is a PTE table: 0, VM_FAULT_OOM, or VM_FAULT_NOPAGE where a huge page came first."""
+    if isinstance(vmf.pmd.entries.get(vmf.pmd_slot, 0), PageTable):
+        return 0
+    if pgtable_generic.alloc_table(vmf.vma.vm_mm, vmf.address, LEVEL_PTE) is not None:
+        return 0
+    return VM_FAULT_NOPAGE if vmf.pmd.entries.get(vmf.pmd_slot, 0) else VM_FAULT_OOM
+
+
+def pte_lock_same(vmf: VmFault) -> bool:
+    """Lock the table; is the entry still the one that the fault began with? If not, nothing is locked."""
+    table = pagewalk.pte_offset_map_lock(vmf.pmd, vmf.pmd_slot)
+    if table is None:
+        return False
+    if table.entries.get(vmf.slot, 0) != vmf.orig_pte:
+        table.ptl.unlock()
+        return False
+    vmf.table = table
+    vmf.m.sched.point("fault.pte_locked")
+    return True
+
+
+def migration_entry_wait(mm: MmStruct, table: PageTable, slot: int, entry: int) -> None:
+    """Wait until the slot no longer holds that migration entry. Called without mmap_lock.
+
+    With nobody left who could end the migration this is a deadlock.
+    """
+    mm.machine.sched.wait_for(lambda: table.entries.get(slot, 0) != entry, "a migration entry")
+
+
+# ---- missing pages
+
+
+def do_anonymous_page(vmf: VmFault) -> int:
+    """Nothing is mapped in anonymous memory: the zero page for a read, a new page for a write."""
+    vma, m = vmf.vma, vmf.m
+    if vma.vm_flags & VM_SHARED:
+        return VM_FAULT_SIGBUS
+    result = pte_alloc(vmf)
+    if result:
+        return result
+    prot = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED
+    if not vmf.flags & FAULT_FLAG_WRITE:
+        if pte_lock_same(vmf):
+            vmf.table.set(vmf.slot, mk_pte(m.phys.zero_folio.pfn, prot | SPECIAL))
+            vmf.table.ptl.unlock()
+        return 0
+    if vma.anon_vma is None and rmap._anon_vma_prepare(vma):
+        return VM_FAULT_OOM
+    folio = folio_prealloc(vmf)
+    if folio is None:
+        return VM_FAULT_OOM
+    if not pte_lock_same(vmf):
+        swap.folio_put(m, folio)
+        return 0
+    rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
+    prot |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+    vmf.table.set(vmf.slot, mk_pte(folio.pfn, prot))
+    vmf.table.ptl.unlock()
+    return 0
+
+
+def finish_fault(vmf: VmFault, folio: Folio, cow: bool) -> int:
+    """Map the folio, a file's or (``cow``) a private copy; its reference becomes the entry's. 0 or VM_FAULT_*."""
+    vma = vmf.vma
+    result = pte_alloc(vmf)
+    if result:
+        return result
+    if not pte_lock_same(vmf):
+        return VM_FAULT_NOPAGE
+    flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED
+    if vmf.flags & FAULT_FLAG_WRITE:
+        flags |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+    if cow:
+        rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
+    else:
+        rmap_counts.folio_add_file_rmap_pte(folio, 0, vma)
+    vmf.table.set(vmf.slot, mk_pte(folio.pfn, flags))
+    vmf.table.ptl.unlock()
+    return 0
+
+
+def do_cow_fault(vmf: VmFault) -> int:
+    """A write to a private file mapping where nothing is mapped: map a copy at once."""
+    vma, m = vmf.vma, vmf.m
+    if rmap.anon_vma_prepare(vma):
+        return VM_FAULT_OOM
+    copy = folio_prealloc(vmf)
+    if copy is None:
+        return VM_FAULT_OOM
+    found = filemap.filemap_fault(vma, vma_ops.linear_page_index(vma, vmf.address))
+    if isinstance(found, int):
+        swap.folio_put(m, copy)
+        return found
+    copy.content[0] = dict(found.content[0])
+    m.sched.point("fault.copied")
+    result = finish_fault(vmf, copy, True)
+    found.lock.unlock()
+    swap.folio_put(m, found)
+    if result:
+        swap.folio_put(m, copy)
+    return result
+
+
+def do_fault(vmf: VmFault) -> int:
+    """Nothing is mapped in a file mapping (do_read_fault, do_shared_fault, do_cow_fault)."""
+    vma = vmf.vma
+    shared = vma.vm_flags & VM_SHARED
+    write = vmf.flags & FAULT_FLAG_WRITE
+    if write and not shared:
+        return do_cow_fault(vmf)
+    found = filemap.filemap_fault(vma, vma_ops.linear_page_index(vma, vmf.address))
+    if isinstance(found, int):
+        return found
+    result = finish_fault(vmf, found, False)
+    if write and not result:
+        found.dirty = True
+    found.lock.unlock()
+    if result:
+        swap.folio_put(vmf.m, found)
+    return result
+
+
+# ---- the way down
+
+
+def handle_pte_fault(vmf: VmFault) -> int:
+    """The PTE level: missing, not present, write-protected, or nothing wrong any more."""
+    table = vmf.pmd.entries.get(vmf.pmd_slot, 0)
+    if isinstance(table, PageTable):
+        orig: int = table.entries.get(vmf.slot, 0)  # type: ignore[assignment]
+        vmf.orig_pte = orig
+        vmf.m.sched.point("fault.pte_read")
+    elif table:
+        return 0  # a huge page came first
+    else:
+        orig = 0
+    if not orig:
+        return do_anonymous_page(vmf) if vmf.vma.vm_ops is None else do_fault(vmf)
+    if not orig & PRESENT:
+        return memory_swap.do_swap_page(vmf)
+    if not pte_lock_same(vmf):
+        return 0
+    flags = vmf.flags
+    if flags & (FAULT_FLAG_WRITE | FAULT_FLAG_UNSHARE):
+        if not orig & RW:
+            return memory_wp.do_wp_page(vmf)
+        if flags & FAULT_FLAG_WRITE:
+            orig |= DIRTY
+    orig |= ACCESSED
+    if orig != vmf.orig_pte:
+        vmf.table.set(vmf.slot, orig)
+    elif flags & FAULT_FLAG_WRITE:
+        # spurious: this CPU's TLB still had what the page table no longer says
+        vmf.m.tlbs[vmf.m.sched.current.cpu].flush_page(vmf.vma.vm_mm.asid, vmf.address)
+    vmf.table.ptl.unlock()
+    return 0
+
+
+def sanitize_fault_flags(vma: VmAreaStruct, flags: int) -> int:
+    """The flags with UNSHARE dropped where nothing is shared; -1 for faults that no VMA should let through."""
+    if flags & FAULT_FLAG_UNSHARE:
+        if flags & FAULT_FLAG_WRITE:
+            vma.vm_mm.machine.warn("fault-flags", "a fault asks for both UNSHARE and WRITE", vma)
+            return -1
+        if not is_cow_mapping(vma.vm_flags):
+            flags &= ~FAULT_FLAG_UNSHARE
+    elif flags & FAULT_FLAG_WRITE and not vma.vm_flags & VM_MAYWRITE:
+        vma.vm_mm.machine.warn("fault-flags", f"a write fault in {vma}, which can never be written", vma)
+        return -1
+    return flags
+
+
+def handle_mm_fault(vma: VmAreaStruct, address: int, flags: int) -> int:
+    """Handle a fault at ``address`` (bytes, page aligned) under mmap_lock. 0 or VM_FAULT_* bits.
+
+    0 says: try the access again. It may fault again, if somebody else changed the entry meanwhile.
+    """
+    if flags & (FAULT_FLAG_UNSHARE | FAULT_FLAG_WRITE):
+        flags = sanitize_fault_flags(vma, flags)
+        if flags < 0:
+            return VM_FAULT_SIGSEGV
+    pmd = pgtable_generic.alloc_table(vma.vm_mm, address, LEVEL_PMD)
+    if pmd is None:
+        return VM_FAULT_OOM
+    vmf = VmFault(vma, address, flags, pmd)
+    entry = pmd.entries.get(vmf.pmd_slot, 0)
+    if not isinstance(entry, PageTable):
+        if entry:
+            result = handle_huge_pmd(vmf, entry)
+        elif huge_memory.thp_vma_allowable_pmd(vma, address):
+            result = huge_memory.do_huge_pmd_anonymous_page(vmf)
+        else:
+            result = VM_FAULT_FALLBACK
+        if not result & VM_FAULT_FALLBACK:
+            return result & _PUBLIC
+    return handle_pte_fault(vmf) & _PUBLIC
+
+
+def handle_huge_pmd(vmf: VmFault, entry: int) -> int:
+    """A huge page is mapped by ``entry``. VM_FAULT_FALLBACK: no longer, go on with PTEs."""
+    if entry & (PRESENT | RW) == PRESENT and vmf.flags & (FAULT_FLAG_WRITE | FAULT_FLAG_UNSHARE):
+        return huge_memory.do_huge_pmd_wp_page(vmf, entry)
+    huge_memory.huge_pmd_set_accessed(vmf, entry)
+    return 0

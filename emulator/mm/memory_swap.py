@@ -1,0 +1,144 @@
+"""Faults on entries that are not present: swap, migration, markers (the do_swap_page part of mm/memory.c).
+
+The swap device is an ordinary disk to the swap cache: a page stays cached after a read fault until somebody wants
+to write it.
+"""
+
+from __future__ import annotations
+
+from emulator.errors import KernelBug
+from emulator.geometry import PAGE_SHIFT
+from emulator.hw.pte import (
+    ACCESSED,
+    DIRTY,
+    MARKER_GUARD,
+    MARKER_UFFD_WP,
+    PFN_SHIFT,
+    RW,
+    SOFT_DIRTY,
+    SOFTLEAF_MARKER,
+    SOFTLEAF_SWAP,
+    SWP_EXCLUSIVE,
+    UFFD_WP,
+    is_migration,
+    mk_pte,
+    softleaf_type,
+    softleaf_value,
+)
+from emulator.mm import memory, memory_wp, rmap_counts, swap, swap_state
+from emulator.mm import vma as vma_ops
+from emulator.mm_types import VM_LOCKED, VM_WRITE, Folio
+
+
+def handle_pte_marker(vmf: memory.VmFault) -> int:
+    """Guard regions are fatal, poison is a bus error, a left-over userfaultfd marker is cleared."""
+    marker = softleaf_value(vmf.orig_pte)
+    if marker & MARKER_GUARD:
+        return memory.VM_FAULT_SIGSEGV
+    if marker != MARKER_UFFD_WP:
+        return memory.VM_FAULT_SIGBUS
+    if memory.pte_lock_same(vmf):
+        vmf.table.set(vmf.slot, 0)
+        vmf.table.ptl.unlock()
+    return 0
+
+
+def swapin_batch(vmf: memory.VmFault, folio: Folio, page: int) -> int:
+    """How many pages to map: all of a large folio, if the entries of this table and VMA want them all; else 1."""
+    nr = folio.nr_pages
+    if nr == 1:
+        return 1
+    first = vmf.slot - page
+    start = vmf.address - (page << PAGE_SHIFT)
+    if first < 0 or first + nr > vmf.m.geometry.ptrs_per_table:
+        return 1
+    if start < vmf.vma.vm_start or start + (nr << PAGE_SHIFT) > vmf.vma.vm_end:
+        return 1
+    expected = vmf.orig_pte - (page << PFN_SHIFT)
+    entries = vmf.table.entries
+    same = all(entries.get(first + i, 0) == expected + (i << PFN_SHIFT) for i in range(nr))
+    return nr if same else 1
+
+
+def should_try_to_free_swap(vmf: memory.VmFault, folio: Folio, nr: int) -> bool:
+    """Is the copy in the swap cache in the way of the write that is to come, or of locked memory?"""
+    if not folio.swapcache:
+        return False
+    if vmf.vma.vm_flags & VM_LOCKED:
+        return True
+    return bool(vmf.flags & memory.FAULT_FLAG_WRITE) and folio.refcount == nr + folio.nr_pages
+
+
+def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
+    """Map the folio in place of the swap entry; folio and table are locked. The caller's reference is used up.
+
+    Returns how many pages were mapped.
+    """
+    vma, m = vmf.vma, vmf.m
+    orig = vmf.orig_pte
+    if folio.anon and folio.anon_exclusive >> page & 1:
+        raise KernelBug("swap-entry-exclusive-page", f"a swap entry points to page {page} of {folio}", folio)
+    nr = swapin_batch(vmf, folio, page)
+    first = 0 if nr > 1 else page
+    exclusive = bool(orig & SWP_EXCLUSIVE)
+    swap_slot = folio.swap + first
+    if exclusive and any(m.swap.count.get(swap_slot + i) != 1 for i in range(nr)):
+        m.warn("swap-exclusive-shared", f"slot {swap_slot} is exclusive, and other entries hold it", folio)
+    flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | orig & (SOFT_DIRTY | UFFD_WP)
+    exclusive = exclusive or folio.refcount == 1
+    if exclusive and vma.vm_flags & VM_WRITE:
+        flags |= RW
+        if vmf.flags & memory.FAULT_FLAG_WRITE:
+            flags |= DIRTY
+            vmf.flags &= ~memory.FAULT_FLAG_WRITE
+    swap.folio_ref_add(folio, nr - 1)
+    slot, address = vmf.slot - (page - first), vmf.address - ((page - first) << PAGE_SHIFT)
+    if folio.anon:
+        rmap_counts.folio_add_anon_rmap_ptes(folio, first, nr, vma, address, exclusive)
+    else:
+        rmap_counts.folio_add_new_anon_rmap(folio, vma, address, exclusive)
+    for i in range(nr):
+        m.swap.put(swap_slot + i)
+        vmf.table.set(slot + i, mk_pte(folio.pfn + first + i, flags))
+    vmf.orig_pte = mk_pte(folio.pfn + page, flags)
+    return nr
+
+
+def do_swap_page(vmf: memory.VmFault) -> int:
+    """The entry was not present when it was read. Bring a swapped-out page back; VM_FAULT_RETRY for migration."""
+    orig = vmf.orig_pte
+    kind = softleaf_type(orig)
+    if kind != SOFTLEAF_SWAP:
+        if is_migration(orig):
+            return memory.VM_FAULT_RETRY
+        if kind == SOFTLEAF_MARKER:
+            return handle_pte_marker(vmf)
+        raise KernelBug("bad-entry", f"the entry at {vmf.address:#x} is of no known kind", vmf.vma)
+    m = vmf.m
+    swap_slot = softleaf_value(orig)
+    folio = swap_state.swap_cache_get_folio(m, swap_slot)
+    if folio is None:
+        folio = swap_state.swapin_folio(vmf.vma, swap_slot)
+    if folio is None:
+        if not memory.pte_lock_same(vmf):
+            return 0  # somebody else brought it back
+        vmf.table.ptl.unlock()
+        return memory.VM_FAULT_OOM
+    m.sched.point("fault.swap_folio_found")
+    folio.lock.lock()
+    m.sched.point("fault.folio_locked")
+    if not swap_state.folio_matches_swap_entry(folio, swap_slot) or not memory.pte_lock_same(vmf):
+        if folio.swapcache:
+            swap_state.folio_free_swap(m, folio)
+        folio.lock.unlock()
+        swap.folio_put(m, folio)
+        return 0
+    nr = map_swapped_pages(vmf, folio, swap_slot - folio.swap)
+    m.sched.point("fault.swap_mapped")
+    if should_try_to_free_swap(vmf, folio, nr):
+        swap_state.folio_free_swap(m, folio)
+    folio.lock.unlock()
+    if vmf.flags & memory.FAULT_FLAG_WRITE:
+        return memory_wp.do_wp_page(vmf)
+    vmf.table.ptl.unlock()
+    return 0

@@ -1,0 +1,62 @@
+"""The preemption points: what has just happened, or is about to, where a task may lose the CPU.
+
+Schedules in workloads name them, so a name never changes its meaning. Sorted by area.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+POINTS: Final[dict[str, str]] = {
+    # anon_vmas
+    "anon_vma.clone_allocated": "the chain of a VMA is copied, not yet in the trees",
+    "anon_vma.forked": "a child's VMA has its own anon_vma, not yet in its tree",
+    "anon_vma.found": "a VMA is to become faulted: an anon_vma is chosen, its lock not taken",
+    "anon_vma.prepared": "a VMA has become faulted",
+    "anon_vma.unlinked": "a VMA has left the rmap; anon_vmas that nobody needs are not freed yet",
+    # page faults
+    "fault.copied": "the old contents are in the new page, which is not mapped yet",
+    "fault.file_folio_found": "the page-cache folio is referenced, not locked",
+    "fault.folio_allocated": "a new folio is allocated, no page-table lock held",
+    "fault.folio_locked": "the folio lock is held, no page-table lock",
+    "fault.old_unmapped": "the copy is mapped; the old page is unmapped, its reference not given back",
+    "fault.pmd_locked": "the PMD lock is held, the entry still empty",
+    "fault.pte_cleared": "the entry of a page that is being copied is cleared and flushed, under the lock",
+    "fault.pte_locked": "the page-table lock is held, the entry unchanged",
+    "fault.pte_read": "the entry has been read without its lock",
+    "fault.swap_folio_found": "the swapped-out page is in the swap cache, referenced, not locked",
+    "fault.swap_mapped": "a swapped-out page is mapped again, under folio and page-table lock",
+    # fork
+    "fork.folio_allocated": "a page for a pinned page's copy is allocated, no lock held",
+    "fork.page_copied": "a page that may be pinned is copied for the child, under both page-table locks",
+    "fork.pmd_copied": "the child shares a huge page, under both PMD locks",
+    "fork.pmd_write_protected": "a huge page is read-only in the parent, the child has no entry yet",
+    "fork.pte_copied": "one entry is copied, under both page-table locks",
+    "fork.pte_write_protected": "an entry is read-only in the parent, the child has none yet",
+    "fork.ptes_locked": "the page-table locks of parent and child are held",
+    "fork.write_protect_begin": "write_protect_seq of the parent is odd",
+    # migration
+    "migrate.entry_set": "a migration entry has taken the place of a page, under the lock",
+    "migrate.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",
+    # mprotect
+    "mprotect.pmd_changed": "the entry of a huge page has other permissions, not flushed",
+    # mremap
+    "mremap.pmd_cleared": "a huge page's entry is cleared in the old place and not yet in the new",
+    # rmap walks
+    "rmap.walk_next": "the next VMA of an rmap walk is about to be visited",
+    # huge pages
+    "thp.folio_split": "a large folio has become small ones, all mapped again",
+    "thp.folio_unmapped": "a large folio that is to be split has migration entries, its references not looked at",
+    "thp.pmd_invalidated": "the entry of a huge page is not present any more, and flushed; not replaced yet",
+    "thp.pmd_split": "a table of PTEs has taken the place of a huge page's entry",
+    "thp.split_begin": "a large folio is to be split; it has no unexpected references, and is still mapped",
+    # unmapping for reclaim
+    "unmap.page_unmapped": "a swap entry has taken the place of a page (a file's page: nothing has)",
+    "unmap.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",
+    # zapping
+    "zap.before_flush": "entries are cleared, TLBs not flushed",
+    "zap.flushed": "TLBs are flushed, the pages not freed",
+    "zap.pmd_cleared": "the entry of a huge page is cleared, its mapping still counted",
+    "zap.pte_cleared": "an entry is cleared, its mapping still counted",
+    "zap.pte_locked": "the page-table lock is held",
+}

@@ -1,0 +1,5 @@
+"""``python -m fuzz``: the command ``vmafuzz``."""
+
+from fuzz.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""How fast workloads run, and what instrumentation costs: ``vmafuzz bench``.
+
+Every mode runs the same generated workloads with all oracles, inside ``atheris.Fuzz``, in a fresh process:
+
+========= =============================================================================================
+``none``  no instrumentation, nothing handed to the engine
+``own``   what a campaign does: counters of ours and state features, handed over once a run
+``stock`` Atheris's own instrumentation of ``emulator/`` (branches and comparisons), kernel image included
+``all``   the same of everything that a run executes, oracles and codec too: what ``instrument_imports`` does
+========= =============================================================================================
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from random import Random
+from types import CodeType, ModuleType
+from typing import Any, Final, NamedTuple
+
+from emulator.errors import InternalError
+
+MODES: Final = ("none", "own", "stock", "all")
+STEPS: Final = 16  # of each workload
+WORKLOADS: Final = 256
+_BATCH: Final = 8  # workloads between looks at the clock
+
+
+class Speed(NamedTuple):
+    """What one mode did."""
+
+    mode: str
+    execs: int
+    steps: int  # that were run: a workload whose promise breaks ends there
+    seconds: float
+
+    @property
+    def execs_per_second(self) -> float:
+        return self.execs / self.seconds
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.steps / self.seconds
+
+
+def measure(mode: str, design: str, seconds: float, seed: int) -> Speed:
+    """Run one mode in a process of its own. Raises ``InternalError`` when it fails."""
+    request = {"mode": mode, "design": design, "seconds": seconds, "seed": seed}
+    done = subprocess.run(
+        [sys.executable, "-m", "fuzz.campaign.benchmark", json.dumps(request)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            return Speed(**json.loads(line))
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    raise InternalError(f"the benchmark process ended with status {done.returncode}: {last}")
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    mode, seconds = request["mode"], request["seconds"]
+    import atheris
+
+    if mode == "all":
+        with atheris.instrument_imports(include=["emulator", "oracle", "fuzz.workload"]):
+            import_module("fuzz.workload.generate")
+            import_module("oracle.judge")
+    elif mode == "stock":
+        with atheris.instrument_imports(include=["emulator"]):
+            import_module("oracle.judge")
+    run = _runner(mode, request["design"])
+    workloads = _workloads(request["design"], request["seed"])
+    hand_over, base = _handing_over(atheris, run.feedback)
+
+    def one_input(data: bytes) -> None:
+        """The engine's first input: everything is measured in here, past the engine's own work on inputs."""
+        for workload in workloads:  # warm, as Python specialises code while it runs
+            run.judge.run(workload)
+            hand_over(base)
+        execs = steps = 0
+        started = time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
+            for workload in workloads[execs % len(workloads) :][:_BATCH]:
+                steps += run.judge.run(workload).steps_run
+                hand_over(base)
+                execs += 1
+        print(json.dumps(Speed(mode, execs, steps, elapsed)._asdict()), flush=True)
+        os._exit(0)
+
+    atheris.Setup([sys.argv[0], "-timeout=3600", "-verbosity=0"], one_input)
+    atheris.Fuzz()
+
+
+class _Runner(NamedTuple):
+    judge: Any
+    feedback: Any
+
+
+def _runner(mode: str, design: str) -> _Runner:
+    from emulator import image as image_module
+    from fuzz.feedback.counters import Counters
+    from fuzz.feedback.features import Feedback
+    from fuzz.target import Target
+    from oracle.judge import Judge
+
+    target = Target(design)
+    if mode == "own":
+        counters = Counters()
+        image, reference = target.images(counters.transform)
+        return _Runner(Judge(image, reference), Feedback(counters, image))
+    if mode in ("stock", "all"):
+        image_module.KernelImage._load_file = _load_patched  # type: ignore[method-assign]
+    return _Runner(Judge(*target.images()), None)
+
+
+def _load_patched(self: Any, path: Path, name: str, stem: str | None = None) -> ModuleType:
+    """``KernelImage._load_file`` with Atheris's instrumentation in place of a syntax-tree pass."""
+    import atheris
+
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    module.__dict__["__builtins__"] = self._builtins
+    if stem is not None:
+        self._modules[stem] = module
+    code: CodeType = compile(ast.parse(path.read_bytes(), str(path)), str(path), "exec")
+    exec(atheris.patch_code(code, True), module.__dict__)
+    return module
+
+
+def _workloads(design: str, seed: int) -> list[Any]:
+    from fuzz import designs
+    from fuzz.workload.generate import Generator
+
+    generator = Generator(Random(seed), mremap_flags_extra=designs.find(design).mremap_flags)
+    return [generator.generate(STEPS) for _ in range(WORKLOADS)]
+
+
+def _handing_over(atheris: Any, feedback: Any) -> tuple[Any, int]:
+    if feedback is None:
+        return lambda base: None, 0
+    numbers = [atheris._reserve_counter() for _ in range(feedback.size)]
+
+    def hand_over(base: int) -> None:
+        trace = atheris._trace_branch
+        for number in feedback.take():
+            trace(base + number)
+
+    return hand_over, numbers[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""``vmafuzz bench``: measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fuzz import files
+from fuzz.campaign import benchmark
+from fuzz.cli.app import CLEAN, DESIGN, DesignOption, app
+from fuzz.cli.campaign import require_atheris
+
+bench: typer.Typer = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+TimeOption = Annotated[float, typer.Option(help="Seconds for each measurement.", min=0.1)]
+SeedOption = Annotated[int, typer.Option(help="Of the generated workloads.", min=0)]
+JsonOption = Annotated[Path | None, typer.Option(help="Write the result there.")]
+
+
+@bench.command()
+def instrumentation(
+    design: DesignOption = DESIGN, time: TimeOption = 5.0, seed: SeedOption = 1, json: JsonOption = None
+) -> int:
+    """Our counters against Atheris's stock instrumentation, on the same workloads."""
+    return _measure(benchmark.MODES, design, time, seed, json)
+
+
+@bench.command()
+def speed(
+    design: DesignOption = DESIGN, time: TimeOption = 5.0, seed: SeedOption = 1, json: JsonOption = None
+) -> int:
+    """Workloads of 16 steps a second on one core, with all oracles, as in a campaign."""
+    return _measure(("own",), design, time, seed, json)
+
+
+def _measure(modes: tuple[str, ...], design: str, seconds: float, seed: int, json: Path | None) -> int:
+    require_atheris()
+    speeds = [benchmark.measure(mode, design, seconds, seed) for mode in modes]
+    own = next(speed for speed in speeds if speed.mode == "own")
+    table = Table(box=None, pad_edge=False)
+    for column in ("instrumentation", "workloads/s", "steps/s", "own is faster by"):
+        table.add_column(column, justify="left" if column == "instrumentation" else "right")
+    for one in speeds:
+        ratio = own.execs_per_second / one.execs_per_second
+        table.add_row(one.mode, f"{one.execs_per_second:,.0f}", f"{one.steps_per_second:,.0f}", f"{ratio:.2f}")
+    Console().print(table)
+    if json is not None:
+        rows = [
+            {
+                "instrumentation": one.mode,
+                "execs_per_second": round(one.execs_per_second, 1),
+                "steps_per_second": round(one.steps_per_second, 1),
+            }
+            for one in speeds
+        ]
+        files.write_json(json, {"design": design, "seed": seed, "steps": benchmark.STEPS, "speeds": rows})
+    return CLEAN

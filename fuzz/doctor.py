@@ -1,0 +1,96 @@
+"""What this machine can do: ``vmafuzz doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from emulator.errors import VmafuzzError
+from fuzz.campaign import selftest
+from fuzz.campaign.breeding import Breeder
+from fuzz.campaign.seeds import seed_inputs
+from fuzz.feedback.counters import Counters
+from fuzz.feedback.features import Feedback
+from fuzz.target import Target
+from oracle.judge import Judge
+
+PARANOID: Final = Path("/proc/sys/kernel/perf_event_paranoid")
+PTRACE_SCOPE: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
+FREE_MIN: Final = 1 << 30  # bytes
+
+
+class Check(NamedTuple):
+    """One thing that is, or is not, so here."""
+
+    what: str
+    ok: bool
+    here: str
+    required: bool = False  # nothing works without it
+
+
+def examine() -> list[Check]:
+    """All checks; takes under a second and changes nothing."""
+    root = os.geteuid() == 0
+    free = shutil.disk_usage(".").free
+    return [
+        Check(
+            "Python 3.11 or newer", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}", True
+        ),
+        _judges(),
+        _atheris(),
+        Check("two cores for a campaign", (cores := len(os.sched_getaffinity(0))) >= 2, f"{cores}"),
+        Check("a GiB of disk", free >= FREE_MIN, f"{free / (1 << 30):.1f} GiB free in {Path.cwd()}"),
+        Check("Linux on x86-64, to record", _records(), " ".join(platform.uname()[index] for index in (0, 2, 4))),
+        Check("perf, to record", (perf := shutil.which("perf")) is not None, perf or "apt install linux-perf"),
+        Check("leave to trace the whole system", root or _number(PARANOID) < 0, _leave(root)),
+        Check("ptrace of children", root or _number(PTRACE_SCOPE) < 2, f"yama ptrace_scope {_number(PTRACE_SCOPE)}"),
+    ]
+
+
+def _judges() -> Check:
+    """Runs the seeds with counters: the machine works here, and fuzzing would not be blind."""
+    what = "machine, oracles and counters work"
+    try:
+        target = Target("mainline")
+        counters = Counters()
+        image, _ = target.images(counters.transform)
+        feedback = Feedback(counters, image)
+        judge, breeder, runs = Judge(image), Breeder(), []
+        for data in seed_inputs(1)[:16]:
+            workload = breeder.decode(data)
+            if workload is not None:
+                judge.run(workload)
+                runs.append(feedback.take())
+        selftest.check_instrumented(feedback, target.check())
+        selftest.check_moved(feedback, runs)
+    except VmafuzzError as error:
+        return Check(what, False, str(error), True)
+    reached = sum(map(len, runs)) // len(runs)
+    return Check(what, True, f"{len(counters.sites)} counters, {reached} features a seed", True)
+
+
+def _atheris() -> Check:
+    if importlib.util.find_spec("atheris") is None:
+        return Check("Atheris, to fuzz", False, "pip install 'vmafuzz[fuzz]'")
+    return Check("Atheris, to fuzz", True, importlib.metadata.version("atheris"))
+
+
+def _records() -> bool:
+    return platform.system() == "Linux" and platform.machine() == "x86_64"
+
+
+def _leave(root: bool) -> str:
+    return "root" if root else f"perf_event_paranoid {_number(PARANOID)}, needs -1 or root"
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,1 @@
+"""What real programs do: recording them, reading recordings made elsewhere, replaying them in the machine."""

@@ -1,0 +1,371 @@
+"""Makes random valid workloads whose operations meet.
+
+Each workload draws its own weights and leaves some kinds of operation out (swarm testing), so that a campaign
+also sees long runs of few kinds. Addresses come from ``places``, stages from ``recipes``, interleavings from
+``schedules``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+from random import Random
+from typing import Final, NamedTuple
+
+from emulator.uapi import (
+    MADV_DONTNEED,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+)
+from emulator.workload import (
+    FILE_PAGES,
+    FILES_MAX,
+    FOLL_LONGTERM,
+    FOLL_PIN,
+    FOLL_WRITE,
+    OFFSETS_MAX,
+    OPS,
+    STEPS_MAX,
+    Domain,
+    Op,
+    Step,
+    Workload,
+)
+from fuzz.workload.domains import DEFAULT_GEOMETRY, MREMAP_FLAGS_MASK
+from fuzz.workload.places import Places
+from fuzz.workload.recipes import RECIPES, Recipe, expand
+from fuzz.workload.schedules import Schedules
+from fuzz.workload.sketch import Sketch
+
+# Weights before the swarm: moves and writes most, as merging and relocation are what is tested.
+WEIGHTS: Final[dict[str, int]] = {
+    "mmap": 14,
+    "munmap": 7,
+    "mremap": 24,
+    "mprotect": 7,
+    "madvise": 8,
+    "fork": 4,
+    "exit": 1,
+    "read": 6,
+    "write": 14,
+    "exec": 1,
+    "gup_fast": 6,
+    "gup_slow": 4,
+    "unpin": 3,
+    "pin_write": 2,
+    "reclaim": 5,
+    "swap_readahead": 2,
+    "migrate": 4,
+}
+# The same for what runs beside another op: what works without the mmap lock, or tries to.
+COMPANIONS: Final[dict[str, int]] = {
+    "mmap": 1,
+    "munmap": 4,
+    "mremap": 5,
+    "mprotect": 2,
+    "madvise": 3,
+    "fork": 4,
+    "read": 4,
+    "write": 5,
+    "exec": 1,
+    "gup_fast": 8,
+    "gup_slow": 3,
+    "unpin": 2,
+    "pin_write": 2,
+    "reclaim": 6,
+    "swap_readahead": 2,
+    "migrate": 5,
+}
+_ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
+_NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
+# How often an op gets company, which makes about one step in five a collision: those that change mappings
+# and the reverse map more often than those that only touch a page.
+_COLLIDE: Final = {
+    "mremap": 0.4,
+    "munmap": 0.3,
+    "fork": 0.35,
+    "madvise": 0.25,
+    "migrate": 0.3,
+    "reclaim": 0.3,
+}
+_COLLIDE_OTHERS: Final = 0.12
+_FAIL: Final = 0.1  # of the system calls
+_FAIL_NTH: Final = 12
+_RECIPE: Final = 0.1  # of the steps, before counting what a recipe brings
+_LENGTHS: Final = (4, 6, 8, 10, 12, 16, 20)  # steps
+
+
+class Swarm(NamedTuple):
+    """The taste of one workload."""
+
+    kinds: tuple[str, ...]
+    cumulated: tuple[int, ...]  # weights of the kinds, summed up
+    companions: tuple[str, ...]
+    companions_cumulated: tuple[int, ...]
+    recipes: tuple[Recipe, ...]
+
+
+class Generator:
+    """Makes workloads and single operations for one geometry.
+
+    ``mremap_flags_extra``: MREMAP_* bits that the design under test adds; most moves then carry them.
+    ``points``: names of preemption points for schedules, by default those of the emulator.
+    """
+
+    __slots__ = ("extra", "geometry", "places", "rng", "schedules", "swarm")
+
+    def __init__(
+        self,
+        rng: Random,
+        geometry: str = DEFAULT_GEOMETRY,
+        *,
+        mremap_flags_extra: int = 0,
+        points: Iterable[str] | None = None,
+        schedules: Schedules | None = None,
+    ) -> None:
+        self.rng = rng
+        self.geometry = geometry
+        self.extra = mremap_flags_extra & MREMAP_FLAGS_MASK
+        self.schedules = schedules or Schedules(points)
+        self.places = Places(rng, Sketch(geometry).geometry)
+        self.swarm = self._draw_swarm()
+
+    def _draw_swarm(self) -> Swarm:
+        rng = self.rng
+        kinds: dict[str, int] = {}
+        for kind, weight in WEIGHTS.items():
+            if kind in _ALWAYS or rng.random() < 0.75:
+                kinds[kind] = weight * rng.choice((1, 2, 2, 2, 4, 8))
+        beside = {kind: weight for kind, weight in COMPANIONS.items() if kind in kinds}
+        return Swarm(
+            tuple(kinds),
+            tuple(accumulate(kinds.values())),
+            tuple(beside),
+            tuple(accumulate(beside.values())),
+            tuple([recipe for recipe in RECIPES if recipe.kinds <= kinds.keys()]),
+        )
+
+    # ---- workloads
+
+    def generate(self, steps: int | None = None) -> Workload:
+        """A new workload, of about ``steps`` steps; always valid."""
+        rng = self.rng
+        self.places = Places(rng, Sketch(self.geometry).geometry)
+        self.swarm = self._draw_swarm()
+        wanted = min(rng.choice(_LENGTHS) if steps is None else steps, STEPS_MAX)
+        sketch = Sketch(self.geometry)
+        made: list[Step] = []
+        while len(made) < wanted and sketch.labels.living:
+            if rng.random() < _RECIPE or not any(sketch.spaces.values()):
+                ops = self.recipe(sketch)
+            else:
+                ops = [self.op(sketch)]
+            for op in ops:
+                if not sketch.labels.living:
+                    break
+                # An op of a recipe may have lost its process or its label meanwhile.
+                step = sketch.add(self.dress(sketch, op))
+                if step is not None:
+                    made.append(step)
+        return Workload(self.geometry, tuple(made[:STEPS_MAX]))
+
+    def dress(self, sketch: Sketch, op: Op) -> Step:
+        """The op, whose process lives, as a step: as it is, with a failing allocation, or beside one or two others."""
+        rng = self.rng
+        op = self._maybe_fail(op)
+        if op.kind == "exit" or rng.random() >= _COLLIDE.get(op.kind, _COLLIDE_OTHERS):
+            return Step((op,))
+        return self.collision(sketch, op)
+
+    def collision(self, sketch: Sketch, op: Op) -> Step:
+        """``op`` and one or two others that touch the same pages, under a schedule."""
+        rng = self.rng
+        near = _pages_of(op)
+        if op.kind == "mremap" and rng.random() < 0.15:  # where the pages go to
+            near = range(op.args[4], op.args[4] + max(1, op.args[2]))
+        ops = [op]
+        for _ in range(2 if rng.random() < 0.15 else 1):
+            ops.append(self._maybe_fail(self.companion(sketch, op, near)))
+        rng.shuffle(ops)
+        together = tuple(ops)
+        return Step(together, self.schedules.draw(rng, together))
+
+    def recipe(self, sketch: Sketch) -> list[Op]:
+        """The operations of an idiom; at times only the first of them."""
+        rng = self.rng
+        places = self.places
+        huge = places.huge
+        recipe = rng.choice(self.swarm.recipes)
+        length = max(2, places.length())
+        proc = rng.choice(sketch.labels.living)
+        symbols = {
+            "a": places.hole(sketch, proc, length),
+            "n": length,
+            "m": rng.randrange(1, length),
+            "d": places.page(),
+            "H": places.aligned(),
+            "D": places.aligned(),
+            "h": huge,
+            "j": rng.randrange(1, huge),
+            "c": rng.choice(sketch.labels.free_procs() or [0]),
+            "k": rng.choice(sketch.labels.free_pins() or [0]),
+            "x": self.extra if rng.random() < 0.85 else 0,
+        }
+        if abs(symbols["d"] - symbols["a"]) < 2 * length:
+            symbols["d"] = symbols["a"] + 3 * length
+        if symbols["D"] == symbols["H"]:
+            symbols["D"] += 2 * huge if symbols["H"] + 4 * huge <= places.arena else -2 * huge
+        ops = expand(recipe, symbols, proc)
+        return ops if rng.random() < 0.8 else ops[: rng.randrange(1, len(ops) + 1)]
+
+    # ---- single operations
+
+    def op(self, sketch: Sketch) -> Op:
+        """An operation that suits what is mapped. Some process must be living."""
+        rng = self.rng
+        swarm = self.swarm
+        living = sketch.labels.living
+        proc = living[0] if rng.random() < 0.5 else rng.choice(living)
+        while True:
+            kind = rng.choices(swarm.kinds, cum_weights=swarm.cumulated)[0]
+            args = self._args(kind, sketch, proc, None)
+            if args is not None:
+                return Op(kind, proc, args)
+
+    def companion(self, sketch: Sketch, op: Op, near: range | None) -> Op:
+        """An operation to run beside ``op``, on the pages ``near``; mostly of the same process."""
+        rng = self.rng
+        swarm = self.swarm
+        proc = op.proc if rng.random() < 0.7 else rng.choice(sketch.labels.living)
+        while True:
+            kind = rng.choices(swarm.companions, cum_weights=swarm.companions_cumulated)[0]
+            args = self._args(kind, sketch, proc, near)
+            if args is not None:
+                return Op(kind, proc, args)
+
+    def _args(self, kind: str, sketch: Sketch, proc: int, near: range | None) -> tuple[int, ...] | None:
+        """Arguments, or None when the op makes no sense now. ``mmap`` always does."""
+        if kind == "mmap":
+            return self._mmap(sketch, proc)
+        if kind == "mremap":
+            return self._mremap(sketch, proc, near)
+        if kind == "exit":
+            return () if len(sketch.labels.living) > 1 or self.rng.random() < 0.05 else None
+        args: list[int] = []
+        pages: tuple[int, int] | None = None
+        for _, domain in OPS[kind].args:
+            if domain is Domain.LENGTH:
+                pages = self.places.region(sketch, proc, near)
+                args[-1] = pages[0]
+                args.append(pages[1])
+                continue
+            value = self._arg(domain, kind, sketch, proc, near)
+            if value is None:
+                return None
+            args.append(value)
+        return tuple(args)
+
+    def _arg(self, domain: Domain, kind: str, sketch: Sketch, proc: int, near: range | None) -> int | None:
+        rng = self.rng
+        if domain is Domain.PAGE:
+            return self.places.touch(sketch, proc, near)
+        if domain is Domain.PROT:
+            return rng.choice((0, PROT_READ, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, 7))
+        if domain is Domain.ADVICE:
+            return rng.choice(
+                (MADV_DONTNEED, MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE)
+            )
+        if domain is Domain.GUP_FLAGS:
+            return rng.choice(
+                (0, FOLL_WRITE, FOLL_PIN, FOLL_PIN | FOLL_WRITE, FOLL_PIN | FOLL_WRITE | FOLL_LONGTERM)
+            )
+        if domain is Domain.OFFSET:
+            return rng.randrange(OFFSETS_MAX)
+        labels = sketch.labels
+        if domain is Domain.NEW_PROC:
+            choices = labels.free_procs()
+        elif domain is Domain.NEW_PIN:
+            choices = labels.free_pins()[:2]  # low labels read well
+        elif domain is Domain.PIN:
+            choices = labels.usable_pins(kind)
+        else:
+            raise AssertionError(f"{kind} has an argument of a domain that only mmap and mremap have")
+        return rng.choice(choices) if choices else None
+
+    def _mmap(self, sketch: Sketch, proc: int) -> tuple[int, ...]:
+        rng = self.rng
+        length = self.places.length()
+        page = self.places.hole(sketch, proc, length)
+        roll = rng.random()
+        prot = PROT_READ | PROT_WRITE
+        if roll < 0.2:
+            prot = rng.choice((PROT_READ, PROT_READ, PROT_READ | PROT_WRITE | PROT_EXEC, 0))
+        flags = MAP_PRIVATE
+        file = offset = 0
+        if rng.random() < 0.15:
+            file = rng.randint(1, FILES_MAX)
+            offset = rng.choice((0, 0, rng.randrange(FILE_PAGES)))
+            flags = rng.choice((MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED))
+        roll = rng.random()
+        if roll < 0.85:
+            flags |= MAP_FIXED
+        elif roll < 0.9:
+            flags |= MAP_FIXED_NOREPLACE
+        if rng.random() < 0.1:
+            flags |= MAP_NORESERVE
+        return page, length, prot, flags, file, offset
+
+    def _mremap(self, sketch: Sketch, proc: int, near: range | None) -> tuple[int, ...]:
+        rng = self.rng
+        start, length = self.places.region(sketch, proc, near)
+        flags = MREMAP_MAYMOVE
+        new_length = length
+        target = 0
+        roll = rng.random()
+        if roll < 0.65:
+            flags |= MREMAP_FIXED
+            if rng.random() < 0.1:
+                flags |= MREMAP_DONTUNMAP
+        elif roll < 0.7:
+            flags |= MREMAP_DONTUNMAP
+        else:
+            new_length = max(0, length + rng.choice((-length // 2, -1, 1, 1, 2, self.places.huge)))
+            if roll < 0.8:
+                flags |= MREMAP_FIXED
+            elif roll < 0.9:
+                flags = 0
+        new_length = min(new_length, self.places.arena)
+        if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+            target = self.places.target(sketch, proc, start, max(length, new_length))
+        if self.extra and flags & MREMAP_MAYMOVE and rng.random() < 0.8:
+            flags |= self.extra
+        return start, length, new_length, flags, target
+
+    def _maybe_fail(self, op: Op) -> Op:
+        rng = self.rng
+        if op.kind in _NOT_INJECTED or rng.random() >= _FAIL:
+            return op
+        return op._replace(fail_nth=rng.randint(1, _FAIL_NTH))
+
+
+def _pages_of(op: Op) -> range | None:
+    """The pages that an op is about, for others to meet it there."""
+    start: int | None = None
+    for value, (_, domain) in zip(op.args, OPS[op.kind].args, strict=True):
+        if domain is Domain.PAGE and start is None:
+            start = value
+        elif domain is Domain.LENGTH and start is not None:
+            return range(start, start + max(1, value))
+    return None if start is None else range(start, start + 1)

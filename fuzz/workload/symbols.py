@@ -1,0 +1,104 @@
+"""Argument values by name: ``rw``, ``private|fixed``, ``dontneed``, ``file0``."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from emulator import uapi
+from emulator.workload import FILES_MAX, FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Domain
+
+NONE: Final = "none"
+
+_FLAGS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
+    Domain.MAP_FLAGS: (
+        ("shared", uapi.MAP_SHARED),
+        ("private", uapi.MAP_PRIVATE),
+        ("fixed", uapi.MAP_FIXED),
+        ("noreserve", uapi.MAP_NORESERVE),
+        ("noreplace", uapi.MAP_FIXED_NOREPLACE),
+    ),
+    Domain.MREMAP_FLAGS: (
+        ("maymove", uapi.MREMAP_MAYMOVE),
+        ("fixed", uapi.MREMAP_FIXED),
+        ("dontunmap", uapi.MREMAP_DONTUNMAP),
+        ("relocate", uapi.MREMAP_RELOCATE_ANON),
+    ),
+    Domain.GUP_FLAGS: (("pin", FOLL_PIN), ("write", FOLL_WRITE), ("longterm", FOLL_LONGTERM)),
+}
+
+_NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
+    Domain.ADVICE: (
+        ("dontneed", uapi.MADV_DONTNEED),
+        ("hugepage", uapi.MADV_HUGEPAGE),
+        ("nohugepage", uapi.MADV_NOHUGEPAGE),
+        ("pageout", uapi.MADV_PAGEOUT),
+    ),
+    Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(FILES_MAX))),
+}
+
+# int() alone would also take "1_0", "-1" and digits of other scripts.
+_NUMBER = re.compile(r"[0-9]{1,9}|0x[0-9a-f]{1,8}")
+
+_PROT: Final = (("r", uapi.PROT_READ), ("w", uapi.PROT_WRITE), ("x", uapi.PROT_EXEC))
+
+_FLAG_VALUES: Final = {domain: dict(table) for domain, table in _FLAGS.items()}
+_NUMBER_VALUES: Final = {domain: dict(table) for domain, table in _NUMBERS.items()}
+_NUMBER_NAMES: Final = {
+    domain: {number: name for name, number in table} for domain, table in _NUMBERS.items()
+}
+
+
+def show_value(domain: Domain, value: int) -> str:
+    """The value as people write it; ``parse_value`` reads it back."""
+    if domain is Domain.PROT:
+        return "".join(letter for letter, bit in _PROT if value & bit) or NONE
+    if domain in _FLAGS:
+        return _show_flags(_FLAGS[domain], value)
+    return _NUMBER_NAMES.get(domain, {}).get(value) or str(value)
+
+
+def _show_flags(table: tuple[tuple[str, int], ...], value: int) -> str:
+    names = [name for name, bit in table if value & bit]
+    rest = value & ~sum(bit for _, bit in table)
+    if rest:
+        names.append(hex(rest))  # bits that have no name: a design's own
+    return "|".join(names) or NONE
+
+
+def parse_value(domain: Domain, text: str) -> int:
+    """The number behind a value as people write it. Raises ``ValueError`` that says what is allowed."""
+    if domain is Domain.PROT:
+        return _parse_prot(text)
+    if domain in _FLAG_VALUES:
+        known = _FLAG_VALUES[domain]
+        value = 0
+        if text != NONE:
+            for part in text.split("|"):
+                value |= _parse_name(known, part, "a flag")
+        return value
+    return _parse_name(_NUMBER_VALUES.get(domain, {}), text, "a value")
+
+
+def _parse_prot(text: str) -> int:
+    known = dict(_PROT)
+    if text == NONE:
+        return 0
+    if not text or not set(text) <= known.keys() or len(set(text)) != len(text):
+        raise ValueError(f"{_short(text)} is no protection; write letters of rwx, or none")
+    return sum(known[letter] for letter in text)
+
+
+def _parse_name(known: dict[str, int], text: str, what: str) -> int:
+    if text in known:
+        return known[text]
+    if _NUMBER.fullmatch(text):
+        return int(text, 16 if text.startswith("0x") else 10)
+    if known:
+        raise ValueError(f"{_short(text)} is not {what}; there are {' '.join(known)}")
+    raise ValueError(f"{_short(text)} is no number")
+
+
+def _short(text: str) -> str:
+    shown = ascii(text)
+    return shown if len(shown) <= 40 else shown[:37] + "..."

@@ -1,0 +1,248 @@
+"""The differential oracle: the same workload on a reference design, in step.
+
+Same results, same pages, same sharing. For one operation from equal states (layouts, page offsets and the pattern
+of anon_vmas alike) the design under test has never more VMAs than the reference: that is what it is for.
+
+The flag that asks for relocation is taken off where the reference does not know it. A collision runs on the
+reference as the serial order that the collision oracle found. An operation in which a failure was injected is
+left out on the reference when it changed nothing. Where the two can no longer be compared (a failure left a
+call half done; a result differs that depends on the layout, and layouts differ by design) the reference is
+*detached* for the rest of the workload, and ``detached`` says why.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from emulator.errors import KernelBug
+from emulator.geometry import PAGE_SHIFT
+from emulator.hw.pte import PRESENT, SPECIAL
+from emulator.uapi import MREMAP_RELOCATE_ANON, result_name
+from oracle.finding import Finding, finding
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, KIND_SWAP, leaf_key
+from oracle.visible import Visible
+
+if TYPE_CHECKING:
+    from emulator.machine import Machine
+    from emulator.mm_types import AnonVma, MmStruct
+    from emulator.workload import Op, Outcome, Step
+    from oracle.specification import Specification
+
+_PLACES = frozenset(("mmap", "mremap"))
+
+
+
+class Fate(Enum):
+    """What became of an op in which an allocation was made to fail."""
+
+    UNDONE = "undone"  # it changed nothing
+    DONE = "done"  # as if nothing had failed
+    OTHER = "other"  # half done, or not known
+
+
+Layout = list[tuple[int, int, int, int, int, int, int]]
+
+
+def layout(mm: MmStruct | None) -> Layout:
+    """What merging looks at: range, pgoff, flags, file, which VMAs share an anon_vma, length of the AVC chain."""
+    if mm is None:
+        return []
+    names: dict[AnonVma | None, int] = {None: 0}
+    return [
+        (
+            vma.vm_start,
+            vma.vm_end,
+            vma.vm_pgoff,
+            vma.vm_flags,
+            -1 if vma.vm_file is None else vma.vm_file.label,
+            names.setdefault(vma.anon_vma, len(names)),
+            len(vma.anon_vma_chain),
+        )
+        for vma in mm.mm_mt
+    ]
+
+
+def for_reference(op: Op, known: int) -> Op:
+    """The op as the reference gets it: no injected failure, no flag that it does not know."""
+    args = op.args
+    if op.kind == "mremap" and args[3] & MREMAP_RELOCATE_ANON & ~known:
+        args = (*args[:3], args[3] & ~MREMAP_RELOCATE_ANON, args[4])
+    return op._replace(args=args, fail_nth=0)
+
+
+class DifferentialOracle:
+    """Drives the reference machine and compares."""
+
+    __slots__ = ("_alike", "_known", "_machine", "_reference", "_view", "detached")
+
+    def __init__(self, machine: Machine, reference: Machine) -> None:
+        self._machine = machine
+        self._reference = reference
+        self._view = Visible(reference)
+        self._known = reference.image.design.mremap_flags
+        self._alike: dict[int, bool] = {}  # process to: its layouts were alike after the last step
+        self.detached = ""
+
+    def check(
+        self,
+        step: Step,
+        index: int,
+        outcomes: list[Outcome],
+        order: tuple[int, ...],
+        fate: dict[int, Fate],
+        table: dict[int, dict[int, int]],
+        spec: Specification,
+    ) -> list[Finding]:
+        """Run step number ``index`` on the reference and compare.
+
+        ``order``: the serial order of its ops. ``fate``: what became of those in which a failure was injected.
+        ``table``: the pages that the step touched. ``spec``: the state after the step.
+        """
+        if self.detached:
+            return []
+        found: list[Finding] = []
+        alike = all(self._alike.get(op.proc, True) for op in step.ops)
+        try:
+            for number in order:
+                outcome = outcomes[number]
+                if outcome.injected:
+                    became = fate.get(number, Fate.OTHER)
+                    if became is Fate.UNDONE:
+                        continue
+                    if became is Fate.OTHER:
+                        self.detached = f"step {index}: an injected failure left {step.ops[number].kind} half done"
+                        return []
+                op = for_reference(step.ops[number], self._known)
+                reference = self._reference.run_alone(op, index, number)
+                if not self._same_result(op, outcome, reference, alike, index, number, found):
+                    return found
+        except KernelBug as bug:
+            self.detached = f"step {index}: the reference stopped: {bug}"
+            return []
+        self._compare_layouts(step, index, outcomes, alike, found)
+        self._compare_pages(table, spec, index, found)
+        return found
+
+    def _same_result(
+        self,
+        op: Op,
+        outcome: Outcome,
+        reference: Outcome,
+        alike: bool,
+        index: int,
+        number: int,
+        found: list[Finding],
+    ) -> bool:
+        """Compare the results of one op. False: a finding, or detached."""
+        if op.kind in KERNEL_ACTIVITY or (outcome.ret == reference.ret and outcome.data == reference.data):
+            return True
+        if outcome.ret == reference.ret:
+            detail = f"{op.kind} of process {op.proc} read {outcome.data}, on the reference {reference.data}"
+            found.append(finding("differential", "read", detail, index, op=number))
+            return False
+        names = f"{result_name(outcome.ret)}, on the reference {result_name(reference.ret)}"
+        if not alike and op.kind not in ACCESSES:
+            self.detached = f"step {index}: layouts differ, and {op.kind} gave {names}"
+            return False
+        what = "address" if op.kind in _PLACES and min(outcome.ret, reference.ret) >= 0 else "result"
+        cause = op.kind
+        if what == "result":
+            cause = f"{op.kind}, {_name(outcome.ret)} against {_name(reference.ret)}"
+        detail = f"{op.kind} of process {op.proc} gave {names}"
+        found.append(finding("differential", what, detail, index, cause=cause, op=number))
+        return False
+
+    def _compare_layouts(
+        self, step: Step, index: int, outcomes: list[Outcome], alike: bool, found: list[Finding]
+    ) -> None:
+        """Never more VMAs after one op from equal states; and are the layouts equal now?"""
+        labels = dict.fromkeys([op.proc for op in step.ops])
+        labels.update(dict.fromkeys([op.args[0] for op in step.ops if op.kind == "fork"]))
+        single = len(step.ops) == 1 and not outcomes[0].injected
+        for label in labels:
+            mine = self._machine.procs.get(label)
+            other = self._reference.procs.get(label)
+            if single and alike and mine is not None and other is not None and len(mine.mm_mt) > len(other.mm_mt):
+                op = step.ops[0]
+                detail = (
+                    f"after {op.kind}, process {label} has {len(mine.mm_mt)} VMAs, on the reference "
+                    f"{len(other.mm_mt)}, and before it both were alike"
+                )
+                found.append(finding("differential", "more-vmas", detail, index, cause=op.kind, op=0))
+            self._alike[label] = layout(mine) == layout(other)
+
+    def _compare_pages(
+        self, table: dict[int, dict[int, int]], spec: Specification, index: int, found: list[Finding]
+    ) -> None:
+        """The design agrees with ``spec`` already; so must the reference."""
+        difference = self._view.difference
+        for label, pages in table.items():
+            for number in pages:
+                wrong = difference(spec, label, number)
+                if wrong is not None:
+                    rule, cause, detail = wrong
+                    detail = f"the design is as specified, but on the reference {detail}"
+                    cause = ", ".join([word for word in (rule, cause) if word])
+                    found.append(finding("differential", "pages", detail, index, cause=cause))
+                    return
+
+    # ---- sharing
+
+    def check_sharing(self, index: int, spec: Specification) -> list[Finding]:
+        """Which pages share memory (copy-on-write): the same on both.
+
+        Pages of zeros are left out, as whether they have memory depends on huge pages, and so does sharing of
+        all pages where there are any.
+        """
+        if self.detached or any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
+            return []
+        mine = _sharing(self._machine, spec)
+        other = _sharing(self._reference, spec)
+        if mine == other:
+            return []
+        for label, number in mine:
+            if mine[label, number] != other.get((label, number)):
+                detail = (
+                    f"page {number} of process {label} shares memory with {_page(mine[label, number])}, "
+                    f"on the reference with {_page(other.get((label, number)))}"
+                )
+                return [finding("differential", "sharing", detail, index)]
+        return []
+
+
+def _sharing(machine: Machine, spec: Specification) -> dict[tuple[int, int], tuple[int, int]]:
+    """Each private page with contents, to the first page that has the same memory (itself, if not shared)."""
+    first_of: dict[tuple[str, int], tuple[int, int]] = {}
+    sharing: dict[tuple[int, int], tuple[int, int]] = {}
+    view = Visible(machine)
+    base = machine.geometry.arena_start
+    for label in sorted(spec.procs):
+        mm = machine.procs.get(label)
+        if mm is None:
+            continue
+        for number, page in spec.procs[label].items():
+            if page.content and not (page.backing is not None and page.backing.shared):
+                memory = _memory(machine, view.entry(mm, base + (number << PAGE_SHIFT)))
+                if memory is not None:
+                    sharing[label, number] = first_of.setdefault(memory, (label, number))
+    return sharing
+
+
+def _memory(machine: Machine, entry: int) -> tuple[str, int] | None:
+    """What holds a private page: a frame, or a swap slot that is not cached."""
+    if entry & PRESENT:
+        return None if entry & SPECIAL else ("frame", entry >> PAGE_SHIFT)
+    if entry and leaf_key(entry) & 7 == KIND_SWAP:
+        slot = entry >> PAGE_SHIFT
+        cached = machine.swap.cache.get(slot)
+        return ("slot", slot) if cached is None else ("frame", cached.pfn + slot - cached.swap)
+    return None
+
+
+def _page(page: tuple[int, int] | None) -> str:
+    return "nothing" if page is None else f"page {page[1]} of process {page[0]}"
+
+
+def _name(result: int) -> str:
+    return result_name(result) if result < 0 else "success"

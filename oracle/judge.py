@@ -1,0 +1,297 @@
+"""Runs a workload with all oracles and says what was found.
+
+After each step the oracles are asked in order of specificity: undo, rmap, TLB, lifetime, structure, accounting,
+specification or collision, differential. The first that finds the state broken ends the run: what another would
+say about the same step, and what would happen afterwards, is consequence. Complaints of the kernel (WARN_ON) do not
+end it. A ``KernelBug`` does, and is a finding of the oracle "kernel".
+
+What one step touched is judged after it, everything at the end of the workload, or after each step if
+``thorough``.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from emulator.errors import KernelBug
+from emulator.geometry import PAGE_SHIFT
+from emulator.machine import Machine
+from emulator.mm_types import Folio
+from emulator.workload import token
+from oracle.accounting import AccountingOracle
+from oracle.collision import CollisionOracle
+from oracle.differential import DifferentialOracle, Fate
+from oracle.finding import Finding, Subject, distinct, finding
+from oracle.lifetime import LifetimeOracle
+from oracle.observation import Observer, leaves_between
+from oracle.rmap import RmapOracle
+from oracle.specification import Specification
+from oracle.specification_failure import settle
+from oracle.specification_page import FAILURES, Limits, Refusal
+from oracle.structure import StructureOracle
+from oracle.tlb import TlbOracle
+from oracle.undo import UndoOracle
+from oracle.visible import VisibleOracle
+
+if TYPE_CHECKING:
+    from emulator.image import KernelImage
+    from emulator.profile import Profile
+    from emulator.workload import Outcome, Step, Workload
+
+
+class Verdict(NamedTuple):
+    """What a run of a workload showed.
+
+    ``digest`` is a hexadecimal hash of all outcomes and the final visible state: the same for the same workload
+    and design in every process. ``steps_run`` counts steps begun. ``notes`` say what was not judged, and why.
+    """
+
+    findings: tuple[Finding, ...]
+    digest: str
+    outcomes: tuple[tuple[Outcome, ...], ...]
+    steps_run: int
+    machine: Machine
+    notes: tuple[str, ...] = ()
+
+
+class Judge:
+    """Judges workloads on one kernel image, beside a reference image if one is given. Keeps nothing between runs."""
+
+    def __init__(
+        self,
+        image: KernelImage,
+        reference_image: KernelImage | None = None,
+        *,
+        thorough: bool = False,
+        profile: Profile | str = "6.18",
+    ) -> None:
+        self._image = image
+        self._reference_image = reference_image
+        self._thorough = thorough
+        self._profile = profile
+
+    def run(self, workload: Workload) -> Verdict:
+        """Run the workload from a fresh machine. An exception other than KernelBug is a mistake of ours."""
+        machine = Machine(self._image, workload.geometry, self._profile)
+        reference = None
+        if self._reference_image is not None:
+            reference = Machine(self._reference_image, workload.geometry, self._profile)
+        run = _Run(machine, reference, self._thorough)
+        return run.whole(workload)
+
+
+class _Run:
+    """One workload on one machine."""
+
+    def __init__(self, machine: Machine, reference: Machine | None, thorough: bool) -> None:
+        self.machine = machine
+        self.thorough = thorough
+        self.observer = observer = Observer(machine)
+        self.undo = UndoOracle(observer)
+        self.rmap = RmapOracle(observer)
+        self.tlb = TlbOracle(observer)
+        self.lifetime = LifetimeOracle(observer)
+        self.structure = StructureOracle(observer)
+        self.accounting = AccountingOracle(observer)
+        self.visible = VisibleOracle(observer)
+        self.collision = CollisionOracle(self.visible)
+        self.differential = None if reference is None else DifferentialOracle(machine, reference)
+        geometry = machine.geometry
+        self.spec = Specification(
+            Limits(
+                top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
+                total=geometry.task_size >> PAGE_SHIFT,
+                mremap_flags=machine.image.design.mremap_flags,
+            )
+        )
+        self.findings: list[Finding] = []
+        self.outcomes: list[tuple[Outcome, ...]] = []
+
+    def whole(self, workload: Workload) -> Verdict:
+        steps_run = 0
+        ended = False
+        for index, step in enumerate(workload.steps):
+            steps_run += 1
+            ended = self._step(step, index)
+            if ended:
+                break
+        if not ended and not self.thorough:
+            self._everything(max(0, steps_run - 1))
+        detached = self.differential.detached if self.differential is not None else ""
+        return Verdict(
+            tuple(distinct(self.findings)),
+            self._digest(),
+            tuple(self.outcomes),
+            steps_run,
+            self.machine,
+            (f"the reference was left out from {detached}",) if detached else (),
+        )
+
+    # ---- one step
+
+    def _step(self, step: Step, index: int) -> bool:
+        """Run and judge one step; True when it ended the run."""
+        self.undo.before(step)
+        machine = self.machine
+        try:
+            outcomes = machine.run_step(step)
+        except KernelBug as bug:
+            self._take_warnings(index)
+            self.findings.append(_kernel_bug(bug, index))
+            return True
+        self.outcomes.append(tuple(outcomes))
+        if machine.sched.warnings:
+            self._take_warnings(index)
+        self.observer.observe(step.ops)
+        found = self._state(step, index, outcomes) or self._meaning(step, index, outcomes)
+        if not found and self.thorough:
+            return self._everything(index)
+        self.findings.extend(found)
+        return bool(found)
+
+    def _state(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
+        """The oracles that look at the machine's state: the findings of the first that has any."""
+        injected = any(outcome.injected for outcome in outcomes)
+        return (
+            self.undo.check(step, index, injected)
+            or self.rmap.check(index, injected)
+            or self.tlb.check(index)
+            or self.lifetime.check(index, step.ops)
+            or self.structure.check(index)
+            or self.accounting.check(index, step.ops, outcomes)
+        )
+
+    def _meaning(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
+        """The oracles that look at what the operations mean to a process."""
+        fate: dict[int, Fate] = {}
+        if len(step.ops) == 1:
+            order: tuple[int, ...] = (0,)
+            op, outcome = step.ops[0], outcomes[0]
+            if outcome.injected:
+                refusal = self._after_failure(step, index, outcome, fate)
+            else:
+                refusal = self.spec.apply(op, outcome, token(index, 0))
+            if refusal is not None:
+                return [_refused(refusal, index)]
+            if self.spec.wild:
+                self.visible.settle_wild_writes(self.spec)
+            table = self.visible.touched(step.ops, outcomes)
+            found = self.visible.compare(self.spec, index, table, step.ops)
+        else:
+            explained = self.collision.explain(self.spec, step, index, outcomes)
+            if isinstance(explained, Finding):
+                return [explained]
+            order, self.spec = explained
+            table = self.visible.touched(step.ops, outcomes)
+            found = []
+        if not found and self.differential is not None:
+            found = self.differential.check(step, index, outcomes, order, fate, table, self.spec)
+        return found
+
+    def _after_failure(
+        self, step: Step, index: int, outcome: Outcome, fate: dict[int, Fate]
+    ) -> Refusal | None:
+        """The one op of the step had a failure injected: take over what the machine shows, if it is allowed."""
+        op = step.ops[0]
+        spec = self.spec
+        before = spec.copy()
+        view = self.visible.view
+        refusal = settle(spec, op, outcome, token(index, 0), lambda *page: view.shows(before, *page))
+        if refusal is None:
+            if outcome.ret in FAILURES:
+                done = before
+            else:
+                done = before.copy()
+                if done.apply(op, outcome, token(index, 0)) is not None:
+                    return None  # allowed after a failure only
+            if done.procs == spec.procs:
+                fate[0] = Fate.UNDONE if done is before else Fate.DONE
+        return refusal
+
+    def _everything(self, index: int) -> bool:
+        """Judge the whole machine; True when something is wrong."""
+        self.observer.observe_everything()
+        found = (
+            self.rmap.check_all(index, False)
+            or self.tlb.check_all(index)
+            or self.lifetime.check_all(index)
+            or self.structure.check(index)
+            or self.accounting.check(index, (), [])
+            or self.visible.compare(self.spec, index, self.visible.everything(self.spec), ())
+            or ([] if self.differential is None else self.differential.check_sharing(index, self.spec))
+        )
+        self.findings.extend(found)
+        return bool(found)
+
+    def _take_warnings(self, index: int) -> None:
+        for rule, detail, subject in self.machine.sched.warnings:
+            cause = _cause(rule, detail, subject)
+            self.findings.append(
+                finding(
+                    "kernel", rule, detail, index, cause=cause, subjects=_subjects(subject), ends_run=False
+                )
+            )
+
+    # ---- the digest
+
+    def _digest(self) -> str:
+        """blake2b over results and what the processes see: nothing that hangs on addresses of ours or hash order."""
+        machine = self.machine
+        seen: list[object] = [
+            [(o.ret, o.data, o.injected) for o in outcomes] for outcomes in self.outcomes
+        ]
+        view = self.visible.view
+        for label in sorted(machine.procs):
+            mm = machine.procs[label]
+            layout = []
+            for vma in mm.mm_mt:
+                file = None if vma.vm_file is None else vma.vm_file.label
+                layout.append((vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags, file))
+            contents = []
+            for table, _, address, entry in leaves_between(mm, machine.geometry, 0, 1 << 64):
+                vma_here = mm.mm_mt.lookup(address)
+                if vma_here is not None:
+                    pages = 1 << machine.geometry.shifts[table.level] - PAGE_SHIFT
+                    for i in range(pages if entry & 1 else 1):
+                        content = view.content(vma_here, address + (i << PAGE_SHIFT), entry + (i << PAGE_SHIFT))
+                        if content:
+                            contents.append((address + (i << PAGE_SHIFT), content))
+            contents.sort()
+            seen.append((label, layout, contents))
+        return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+
+
+# ---- findings of the kernel itself
+
+
+def _kernel_bug(bug: KernelBug, index: int) -> Finding:
+    return finding(
+        "kernel",
+        bug.rule,
+        bug.detail,
+        index,
+        cause=_cause(bug.rule, bug.detail, bug.subject),
+        subjects=_subjects(bug.subject),
+    )
+
+
+def _cause(rule: str, detail: str, subject: object) -> str:
+    """A short cause for the signature: which locks a deadlock is about, else the kind of object concerned."""
+    if rule == "deadlock":
+        return ", ".join(sorted(set(re.findall(r"waits for (?:ever for )?([^,]+)", detail))))
+    if rule == "sleep-in-atomic":
+        return ", ".join(re.findall(r"\(([^)]*)\)", detail))
+    return type(subject).__name__ if subject is not None else ""
+
+
+def _subjects(subject: object) -> tuple[Subject, ...]:
+    if isinstance(subject, Folio):
+        return (("folio", subject.pfn),)
+    serial = getattr(subject, "serial", None)
+    return (("anon_vma", serial),) if isinstance(serial, int) else ()
+
+
+def _refused(refusal: Refusal, index: int) -> Finding:
+    return finding("specification", refusal.rule, refusal.detail, index, cause=refusal.cause)

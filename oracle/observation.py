@@ -1,0 +1,368 @@
+"""What the machine holds, read as data: the base that every oracle stands on.
+
+``Observer`` follows the hardware's log of page-table stores and keeps an inverse map of all leaf entries from
+it, so that "who maps this frame" costs one look-up, and a step costs what it touched. Nothing here calls kernel
+code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from emulator.geometry import PAGE_SHIFT
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import SPECIAL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from emulator.geometry import Geometry
+    from emulator.machine import Machine
+    from emulator.mm_types import AnonVma, MmStruct, PageContent, VmAreaStruct
+    from emulator.workload import Op
+
+Place = tuple[PageTable, int]
+"""Where a leaf entry stands: (table, slot)."""
+
+# A leaf key says what an entry points to: the value (pfn or swap slot) and, in the low three bits, the kind.
+KIND_BITS: Final = 3
+KIND_PRESENT: Final = 0
+KIND_SWAP: Final = 1
+KIND_MIGRATION: Final = 2
+KIND_MARKER: Final = 5
+_KIND_OF_TYPE: Final = (0, KIND_SWAP, KIND_MIGRATION, KIND_MIGRATION, KIND_MIGRATION, KIND_MARKER, 0, 0)
+
+LANE: Final = 40  # bits that one write offset has in packed contents
+
+ACCESSES: Final = frozenset(("read", "write", "exec", "gup_fast", "gup_slow"))
+KERNEL_ACTIVITY: Final = frozenset(("reclaim", "swap_readahead", "migrate"))
+_KEEPS_LAYOUT: Final = KERNEL_ACTIVITY | {"unpin", "pin_write"}
+
+
+def leaf_key(entry: int) -> int:
+    """What a leaf entry points to, as one int; markers all alike."""
+    if entry & 1:
+        return entry >> 12 << KIND_BITS
+    return entry >> 12 << KIND_BITS | _KIND_OF_TYPE[entry >> 3 & 7]
+
+
+def pack(content: PageContent) -> int:
+    """The contents of a page as one int, ``LANE`` bits for each write offset; 0 is a page of zeros."""
+    packed = 0
+    for at, token in content.items():
+        packed |= token << at * LANE
+    return packed
+
+
+def unpack(packed: int) -> tuple[tuple[int, int], ...]:
+    """Packed contents as sorted (offset, token) pairs, the form of ``Outcome.data``."""
+    pairs = []
+    at = 0
+    while packed:
+        token = packed & ((1 << LANE) - 1)
+        if token:
+            pairs.append((at, token))
+        packed >>= LANE
+        at += 1
+    return tuple(pairs)
+
+
+def pack_data(data: tuple[tuple[int, int], ...]) -> int:
+    """The inverse of ``unpack``."""
+    packed = 0
+    for at, token in data:
+        packed |= token << at * LANE
+    return packed
+
+
+def collect_leaves(
+    table: PageTable,
+    base: int,
+    start: int,
+    end: int,
+    shifts: tuple[int, ...],
+    out: list[tuple[PageTable, int, int, int]],
+) -> None:
+    """Append (table, slot, address, entry) of every leaf below ``table`` that meets [start, end) (bytes)."""
+    shift = shifts[table.level]
+    size = 1 << shift
+    for slot, entry in table.entries.items():
+        address = base + (slot << shift)
+        if address < end and address + size > start:
+            if entry.__class__ is PageTable:
+                collect_leaves(entry, address, start, end, shifts, out)
+            else:
+                out.append((table, slot, address, entry))  # type: ignore[arg-type]
+
+
+def leaves_between(
+    mm: MmStruct, geometry: Geometry, start: int, end: int
+) -> list[tuple[PageTable, int, int, int]]:
+    """(table, slot, address, entry) of every leaf of ``mm`` that meets [start, end) (bytes)."""
+    out: list[tuple[PageTable, int, int, int]] = []
+    collect_leaves(mm.pgd, 0, start, end, geometry.shifts, out)
+    return out
+
+
+class Leaf(NamedTuple):
+    """One leaf entry as it stands after the step, 0 where it was cleared; ``vma`` is what covers it."""
+
+    table: PageTable
+    slot: int
+    mm: MmStruct
+    address: int
+    entry: int
+    vma: VmAreaStruct | None
+
+
+class Imprint(NamedTuple):
+    """What an oracle remembers of a VMA, to see that it changed."""
+
+    start: int
+    end: int
+    pgoff: int
+    anon_vma: AnonVma | None
+    flags: int
+    chain: int  # length of the AVC chain
+
+
+def imprint(vma: VmAreaStruct) -> Imprint:
+    return Imprint(
+        vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.anon_vma, vma.vm_flags, len(vma.anon_vma_chain)
+    )
+
+
+class Observer:
+    """Follows one machine from its start; ``observe`` after each step.
+
+    ``places`` maps a leaf key to the places that hold such an entry, over all page tables (the zero page and
+    markers are left out). The other attributes describe the last step.
+    """
+
+    __slots__ = (
+        "changed",
+        "gone",
+        "keys",
+        "layouts",
+        "leaves",
+        "machine",
+        "places",
+        "ranges",
+        "stored",
+        "stray",
+    )
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.places: dict[int, dict[Place, None]] = {}
+        self.layouts: dict[int, dict[VmAreaStruct, Imprint]] = {}  # process label to what it mapped
+        self.stored: dict[Place, None] = {}  # leaf places stored to
+        self.keys: dict[int, None] = {}  # leaf keys that gained or lost a place
+        self.ranges: list[tuple[MmStruct, int, int]] = []  # [start, end) whose tables were linked or unlinked
+        self.changed: list[VmAreaStruct] = []  # new, or range, pgoff, anon_vma, flags or chain length changed
+        self.gone: list[tuple[int, VmAreaStruct, Imprint]] = []  # (process, VMA no longer there, as it was)
+        self.leaves: list[Leaf] = []  # stored places, and all leaves of changed VMAs' old and new ranges
+        self.stray: list[Place] = []  # stored places with an entry in a table that no process can reach
+
+    # ---- the inverse map
+
+    def _forget(self, place: Place, entry: int) -> None:
+        key = leaf_key(entry)
+        if entry & SPECIAL or key & 7 == KIND_MARKER:
+            return
+        self.keys[key] = None
+        holders = self.places[key]
+        del holders[place]
+        if not holders:
+            del self.places[key]
+
+    def _learn(self, place: Place, entry: int) -> None:
+        key = leaf_key(entry)
+        if entry & SPECIAL or key & 7 == KIND_MARKER:
+            return
+        self.keys[key] = None
+        holders = self.places.get(key)
+        if holders is None:
+            self.places[key] = {place: None}
+        else:
+            holders[place] = None
+
+    def _read_log(self) -> None:
+        """Take the stores of the step into the inverse map."""
+        stored = self.stored = {}
+        self.keys = {}
+        self.ranges = []
+        linked: list[PageTable] = []
+        relinked: list[Place] = []
+        for table, slot, old, new in self.machine.store_log:
+            place = (table, slot)
+            if old.__class__ is PageTable:
+                relinked.append(place)
+            elif old:
+                self._forget(place, old)  # type: ignore[arg-type]
+            if new.__class__ is PageTable:
+                relinked.append(place)
+                linked.append(new)
+            else:
+                if new:
+                    self._learn(place, new)  # type: ignore[arg-type]
+                stored[place] = None
+        if relinked:
+            self._follow_tables(relinked, linked)
+
+    def _follow_tables(self, relinked: list[Place], linked: list[PageTable]) -> None:
+        """Tables came or went: the leaves below have other addresses now, and the ranges other translations."""
+        shifts = self.machine.geometry.shifts
+        for table, slot in relinked:
+            base = table.base(self.machine.geometry)
+            if base is not None:  # else the table itself was unlinked, and a higher store covers the range
+                shift = shifts[table.level]
+                start = base + (slot << shift)
+                self.ranges.append((table.mm, start, start + (1 << shift)))
+        below: list[tuple[PageTable, int, int, int]] = []
+        for table in linked:
+            collect_leaves(table, 0, 0, 1 << 64, shifts, below)
+        for table, slot, _, _ in below:
+            self.stored[table, slot] = None
+
+    # ---- the layout
+
+    def _compare_layout(self, label: int) -> None:
+        mm = self.machine.procs.get(label)
+        before = self.layouts.get(label) or {}
+        if mm is None:
+            if before:
+                del self.layouts[label]
+                self.gone.extend([(label, vma, was) for vma, was in before.items()])
+            return
+        now: dict[VmAreaStruct, Imprint] = {}
+        same = len(before) == len(mm.mm_mt)
+        for vma in mm.mm_mt:
+            new = imprint(vma)
+            now[vma] = new
+            was = before.get(vma)
+            if was is None:
+                self.changed.append(vma)
+                same = False
+            elif was != new:
+                self.changed.append(vma)
+                self.gone.append((label, vma, was))  # its old range; the VMA itself may stand elsewhere
+        if not same:
+            self.gone.extend([(label, vma, was) for vma, was in before.items() if vma not in now])
+        self.layouts[label] = now
+
+    def _compare_one(self, label: int, address: int) -> None:
+        """An access can change no VMA but the one that it meets."""
+        mm = self.machine.procs.get(label)
+        vma = mm.mm_mt.lookup(address) if mm is not None else None
+        if vma is not None:
+            layout = self.layouts.setdefault(label, {})
+            new = imprint(vma)
+            was = layout.get(vma)
+            if was != new:
+                layout[vma] = new
+                self.changed.append(vma)
+
+    def _compare_layouts(self, ops: Iterable[Op]) -> None:
+        self.changed = []
+        self.gone = []
+        geometry = self.machine.geometry
+        whole: dict[int, None] = {}
+        for op in ops:
+            kind = op.kind
+            if kind in ACCESSES:
+                if self.machine.store_log and op.proc not in whole:
+                    self._compare_one(op.proc, geometry.arena_start + (op.args[0] << PAGE_SHIFT))
+            elif kind not in _KEEPS_LAYOUT:
+                whole[op.proc] = None
+                if kind == "fork":
+                    whole[op.args[0]] = None
+        for label in whole:
+            self._compare_layout(label)
+
+    # ---- leaves of the step
+
+    def _collect(self) -> None:
+        """Every leaf whose translation, address or VMA may have changed in the step, once each."""
+        geometry = self.machine.geometry
+        shifts = geometry.shifts
+        procs = self.machine.procs
+        leaves = self.leaves = []
+        self.stray = []
+        bases: dict[PageTable, int | None] = {}
+        for place in self.stored:
+            table, slot = place
+            if table in bases:
+                base = bases[table]
+            else:
+                base = bases[table] = table.base(geometry)
+            entry = table.entries.get(slot, 0)
+            mm = table.mm
+            if base is None or procs.get(mm.label) is not mm:
+                if entry:
+                    self.stray.append(place)
+            elif entry.__class__ is not PageTable:
+                address = base + (slot << shifts[table.level])
+                leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))  # type: ignore[arg-type]
+        if self.changed or self.gone:
+            self._collect_ranges()
+
+    def _collect_ranges(self) -> None:
+        spans = [(vma.vm_mm, vma.vm_start, vma.vm_end) for vma in self.changed]
+        for label, _, was in self.gone:
+            mm = self.machine.procs.get(label)
+            if mm is not None:
+                spans.append((mm, was.start, was.end))
+        geometry = self.machine.geometry
+        seen = dict(self.stored)
+        for mm, start, end in spans:
+            for table, slot, address, entry in leaves_between(mm, geometry, start, end):
+                if (table, slot) not in seen:
+                    seen[table, slot] = None
+                    self.leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))
+
+    def observe(self, ops: Iterable[Op]) -> None:
+        """Take in the step that just ran, whose operations were ``ops``."""
+        self._read_log()
+        self._compare_layouts(ops)
+        self._collect()
+
+    def observe_everything(self) -> None:
+        """As ``observe``, with every VMA and every leaf of every process counted as touched.
+
+        Follows a call of ``observe`` for the same step: the log is not read again.
+        """
+        m = self.machine
+        self.changed = [vma for mm in m.procs.values() for vma in mm.mm_mt]
+        self.layouts = {label: {vma: imprint(vma) for vma in mm.mm_mt} for label, mm in m.procs.items()}
+        self.gone = []
+        self.keys = dict.fromkeys(self.places)
+        self.leaves = []
+        for mm in m.procs.values():
+            for table, slot, address, entry in leaves_between(mm, m.geometry, 0, 1 << 64):
+                self.leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))
+        reached = {(leaf.table, leaf.slot) for leaf in self.leaves}
+        self.stray = [place for holders in self.places.values() for place in holders if place not in reached]
+
+    # ---- questions
+
+    def mappings(self, pfn: int) -> dict[Place, None]:
+        """Places of present entries that name the frame (PTEs, or PMDs whose first frame it is)."""
+        return self.places.get(pfn << KIND_BITS, _NO_PLACES)
+
+    def holders(self, key: int) -> dict[Place, None]:
+        """Places of entries with this leaf key."""
+        return self.places.get(key, _NO_PLACES)
+
+    def leaf_at(self, place: Place) -> Leaf | None:
+        """The leaf at a place with its address; None where its table is not linked."""
+        table, slot = place
+        base = table.base(self.machine.geometry)
+        if base is None:
+            return None
+        address = base + (slot << self.machine.geometry.shifts[table.level])
+        entry = table.entries.get(slot, 0)
+        return Leaf(table, slot, table.mm, address, entry, table.mm.mm_mt.lookup(address))  # type: ignore[arg-type]
+
+
+_NO_PLACES: Final[dict[Place, None]] = {}

@@ -1,0 +1,340 @@
+"""The specification: what a process may see, page by page, without VMAs, anon_vmas or page tables.
+
+A ``Page`` has a protection, a backing (None: anonymous; else which page of which file, shared or private) and
+contents: its own, or the file's. fork copies contents, a move carries them, DONTNEED drops them. A page that is
+pinned for writing keeps its contents in a *cell*, which the pin shares, for as long as it stays mapped; so the
+parent of a fork keeps the cell and the child gets a copy. References without FOLL_PIN promise nothing, and what
+is written through one is taken from the machine (``wild``).
+
+Where the kernel may choose (an address, which of several errors, one VMA or two) every consistent outcome is
+allowed, and the state follows the outcome. After a failed allocation a call may have been done in part:
+``after_failure`` says what may be left.
+
+Page numbers are arena pages; contents are packed (``oracle.observation.pack``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from emulator.errors import InternalError
+from emulator.uapi import (
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENOMEM,
+    ESRCH,
+    MADV_COLD,
+    MADV_DODUMP,
+    MADV_DONTDUMP,
+    MADV_DONTNEED,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_TYPE,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    SIGBUS,
+    SIGSEGV,
+    result_name,
+)
+from emulator.workload import file_token
+from oracle import specification_mremap, specification_pins
+from oracle.observation import LANE, pack_data, unpack
+from oracle.specification_page import (
+    Backing,
+    Limits,
+    Page,
+    Pages,
+    PinState,
+    Refusal,
+    beyond_file,
+    content_difference,
+    erased,
+    names,
+    wrong_result,
+)
+
+if TYPE_CHECKING:
+    from emulator.workload import Op, Outcome
+
+NO_VISIBLE_EFFECT: Final = frozenset(
+    (MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP,
+     MADV_DODUMP, MADV_COLD, MADV_PAGEOUT)
+)  # fmt: skip
+
+
+class Specification:
+    """The state of all processes, files and pins. Cheap to copy: pages are immutable and shared by copies."""
+
+    __slots__ = ("cells", "files", "limits", "next_cell", "pins", "procs", "wild")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.procs: dict[int, Pages] = {0: {}}
+        self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
+        self.cells: dict[int, int] = {}
+        self.pins: dict[int, PinState] = {}
+        self.next_cell = 1
+        self.wild: list[int] = []  # pins without a promise that were written through since it was emptied
+
+    def copy(self) -> Specification:
+        other = Specification.__new__(Specification)
+        other.limits = self.limits
+        other.procs = {label: dict(pages) for label, pages in self.procs.items()}
+        other.files = dict(self.files)
+        other.cells = dict(self.cells)
+        other.pins = dict(self.pins)
+        other.next_cell = self.next_cell
+        other.wild = list(self.wild)
+        return other
+
+    # ---- contents
+
+    def content(self, page: Page) -> int:
+        """What a load from the page gives."""
+        own = page.content
+        if own is None:
+            backing = page.backing
+            assert backing is not None
+            return self.file_content(backing.file, backing.page)
+        return self.cells[-own] if own < 0 else own
+
+    def file_content(self, file: int, page: int) -> int:
+        """What a page of a file holds; before it is written, the token of file and page."""
+        written = self.files.get((file, page))
+        return file_token(file, page) if written is None else written
+
+    def _store(self, pages: Pages, number: int, page: Page, at: int, token: int) -> None:
+        lane = at * LANE
+        new = self.content(page) & ~(((1 << LANE) - 1) << lane) | token << lane
+        self.set_content(pages, number, page, new)
+
+    def set_content(self, pages: Pages, number: int, page: Page, content: int) -> None:
+        """Give the page these contents, wherever they are kept."""
+        backing = page.backing
+        if backing is not None and backing.shared:
+            self.files[backing.file, backing.page] = content
+        elif page.content is not None and page.content < 0:
+            self.cells[-page.content] = content
+        else:
+            pages[number] = Page(page.prot, backing, content)
+
+    # ---- one operation
+
+    def apply(self, op: Op, outcome: Outcome, token: int) -> Refusal | None:
+        """Do ``op`` with this outcome, which must not come from an injected failure. None: allowed.
+
+        ``token`` is what the op writes, if it writes. After a refusal the state is undefined.
+        """
+        pages = self.procs.get(op.proc)
+        if pages is None:
+            return None if outcome.ret == -ESRCH else wrong_result(op, outcome.ret, "-ESRCH")
+        kind = op.kind
+        ret = outcome.ret
+        if kind == "write":
+            return self._write(pages, op, ret, token)
+        if kind == "read":
+            return self._read(pages, op, outcome)
+        if kind == "pin_write":
+            return specification_pins.pin_write(self, op, ret, token)
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            raise InternalError(f"the specification does not know the operation {kind!r}")
+        return handler(self, pages, op, ret)
+
+    # ---- accesses
+
+    def _read(self, pages: Pages, op: Op, outcome: Outcome) -> Refusal | None:
+        page = pages.get(op.args[0])
+        ret = outcome.ret
+        if page is None or not page.prot:
+            return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
+        if beyond_file(page):
+            return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
+        if ret or outcome.data is None:
+            return wrong_result(op, ret, "success")
+        want, got = self.content(page), pack_data(outcome.data)
+        if want == got:
+            return None
+        return Refusal(
+            "read",
+            content_difference(want, got),
+            f"process {op.proc} read {unpack(got)} at page {op.args[0]}, where {unpack(want)} was written",
+        )
+
+    def _write(self, pages: Pages, op: Op, ret: int, token: int) -> Refusal | None:
+        number, at = op.args
+        page = pages.get(number)
+        if page is None or not page.prot & PROT_WRITE:
+            return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
+        if beyond_file(page):
+            return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
+        if ret:
+            return wrong_result(op, ret, "success")
+        self._store(pages, number, page, at, token)
+        return None
+
+    def _exec(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        page = pages.get(op.args[0])
+        if page is None or not page.prot & PROT_EXEC:
+            return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
+        if beyond_file(page):
+            return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
+        return wrong_result(op, ret, "success") if ret else None
+
+    # ---- mappings
+
+    def _mmap(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        addr, length, prot, flags, file, offset = op.args
+        fixed = bool(flags & (MAP_FIXED | MAP_FIXED_NOREPLACE))
+        errors = self._mmap_errors(pages, op, fixed)
+        if errors:
+            return None if ret in errors else wrong_result(op, ret, names(errors))
+        if ret < 0:
+            if ret == -ENOMEM and self.may_lack_space(pages, length, anywhere=not fixed):
+                return None
+            return wrong_result(op, ret, "success")
+        refusal = self.check_place(pages, op, ret, length, addr if fixed else None, replace=fixed)
+        if refusal is not None:
+            return refusal
+        prot &= PROT_READ | PROT_WRITE | PROT_EXEC
+        if file == 0:
+            page = Page(prot, None, 0)
+            for number in range(ret, ret + length):
+                pages[number] = page
+        else:
+            shared = flags & MAP_TYPE != MAP_PRIVATE
+            for i in range(length):
+                pages[ret + i] = Page(prot, Backing(shared, file - 1, offset + i), None)
+        return None
+
+    def _mmap_errors(self, pages: Pages, op: Op, fixed: bool) -> set[int]:
+        """The errors of which one must come; empty when the call must succeed."""
+        addr, length, _, flags, file, _ = op.args
+        errors = set()
+        if not length:
+            errors.add(-EINVAL)
+        if file == 0:
+            if flags & MAP_TYPE != MAP_PRIVATE:
+                errors.add(-EINVAL)  # shared anonymous memory is not modelled
+        elif flags & MAP_TYPE not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE):
+            errors.add(-EINVAL)
+        if flags & MAP_FIXED_NOREPLACE and any(n in pages for n in range(addr, addr + length)):
+            errors.add(-EEXIST)
+        if fixed and addr + length > self.limits.top:
+            errors.add(-ENOMEM)
+        return errors
+
+    def may_lack_space(self, pages: Pages, more: int, *, anywhere: bool) -> bool:
+        """May -ENOMEM come without a failure: too much mapped, or no gap of that size?"""
+        if len(pages) + more > self.limits.total:
+            return True
+        if not anywhere:
+            return False
+        floor = 0
+        for number in sorted(pages):
+            if number - floor >= more:
+                return False
+            floor = number + 1
+        return self.limits.top - floor < more
+
+    def check_place(
+        self, pages: Pages, op: Op, ret: int, length: int, asked: int | None, *, replace: bool
+    ) -> Refusal | None:
+        """Is the address that the call returned one that it may return?"""
+        if asked is not None and ret != asked:
+            return wrong_result(op, ret, "the address asked for")
+        if ret + length > self.limits.top:
+            return Refusal("placement", f"{op.kind} beyond user space", f"{op.kind} placed pages beyond user space")
+        if not replace and any(number in pages for number in range(ret, ret + length)):
+            detail = f"{op.kind} of process {op.proc} chose page {ret}, where something is mapped"
+            return Refusal("placement", f"{op.kind} over a mapping", detail)
+        return None
+
+    def _munmap(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        addr, length = op.args
+        if not length:
+            return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
+        if ret:
+            return wrong_result(op, ret, "success")
+        for number in range(addr, addr + length):
+            pages.pop(number, None)
+        return None
+
+    def _mprotect(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        addr, length, prot = op.args
+        for number in range(addr, addr + length):
+            page = pages.get(number)
+            if page is None:  # what stands before the hole is changed
+                return None if ret == -ENOMEM else wrong_result(op, ret, "-ENOMEM")
+            pages[number] = Page(prot, page.backing, page.content)
+        return wrong_result(op, ret, "success") if ret else None
+
+    def _madvise(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        addr, length, advice = op.args
+        hole = False
+        if advice == MADV_DONTNEED:
+            for number in range(addr, addr + length):
+                page = pages.get(number)
+                if page is None:
+                    hole = True
+                elif page.content is not None:
+                    pages[number] = erased(page)
+        elif advice in NO_VISIBLE_EFFECT:
+            hole = any(number not in pages for number in range(addr, addr + length))
+        else:
+            raise InternalError(f"the specification does not know advice {advice}")
+        want = -ENOMEM if hole else 0
+        return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
+
+    # ---- processes
+
+    def _fork(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        label = op.args[0]
+        if label in self.procs:
+            return None if ret == -EBUSY else wrong_result(op, ret, "-EBUSY")
+        if ret:
+            return wrong_result(op, ret, "success")
+        child = dict(pages)
+        if self.cells:
+            for number, page in pages.items():
+                if page.content is not None and page.content < 0:
+                    child[number] = Page(page.prot, page.backing, self.cells[-page.content])
+        self.procs[label] = child
+        return None
+
+    def _exit(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        del self.procs[op.proc]
+        return wrong_result(op, ret, "success") if ret else None
+
+    def _kernel_activity(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        return None  # it may do something or not; nobody may see it
+
+
+_HANDLERS = {
+    "mmap": Specification._mmap,
+    "munmap": Specification._munmap,
+    "mprotect": Specification._mprotect,
+    "madvise": Specification._madvise,
+    "fork": Specification._fork,
+    "exit": Specification._exit,
+    "exec": Specification._exec,
+    "mremap": specification_mremap.mremap,
+    "gup_fast": specification_pins.gup,
+    "gup_slow": specification_pins.gup,
+    "unpin": specification_pins.unpin,
+    "reclaim": Specification._kernel_activity,
+    "swap_readahead": Specification._kernel_activity,
+    "migrate": Specification._kernel_activity,
+}

@@ -1,0 +1,180 @@
+"""What the specification allows after an injected failure (rules: kernel-facts 6.9 in docs, mm/vma.c, mm/mremap.c).
+
+An allocation that failed may leave a call undone, done, or done in part. In part means: destinations of FIXED and
+the tail of a shrinking move may be gone, a prefix of a multi-VMA call may be done, and a source that could not be
+cut may stay mapped, empty. Whatever is left, each page keeps its contents, moves with them, or is unmapped as the
+call would have unmapped it.
+
+A call is broken up into ``Group`` of pages that hang together (a source page and its destination), each with the
+alternatives that it may be left in; ``settle`` picks those that the machine shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import TYPE_CHECKING
+
+from emulator.uapi import MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
+from oracle.specification_mremap import bad_parameters, next_page, one_mapping
+from oracle.specification_page import FAILURES, Group, Page, Pages, Refusal, erased, wrong_result
+
+if TYPE_CHECKING:
+    from emulator.workload import Op, Outcome
+    from oracle.specification import Specification
+
+_CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write"))
+
+Shows = Callable[[int, int, Page | None], bool]
+"""Does the machine show this page (process, page number, page or None for unmapped)?"""
+
+
+def groups_after_failure(spec: Specification, op: Op, ret: int) -> list[Group]:
+    """What ``op``, in which an allocation failed, may have left with result ``ret``; other pages are as before."""
+    pages = spec.procs[op.proc]
+    if op.kind == "mremap":
+        return _mremap_groups(spec, pages, op, ret)
+    if ret >= 0:
+        return []
+    if op.kind == "mmap" and op.args[3] & MAP_FIXED:
+        addr, length = op.args[:2]
+        return [[{n: pages[n]}, {n: None}] for n in range(addr, addr + length) if n in pages]
+    if op.kind == "mprotect":
+        addr, length, prot = op.args
+        return [
+            [{n: pages[n]}, {n: Page(prot, pages[n].backing, pages[n].content)}]
+            for n in range(addr, addr + length)
+            if n in pages
+        ]
+    if op.kind == "madvise" and op.args[2] == MADV_DONTNEED:
+        addr, length, _ = op.args
+        return [[{n: pages[n]}, {n: erased(pages[n])}] for n in range(addr, addr + length) if n in pages]
+    return []
+
+
+def _mremap_groups(spec: Specification, pages: Pages, op: Op, ret: int) -> list[Group]:
+    """For each page of the source, with its page of the destination, what may be left."""
+    addr, old, new, flags, new_addr = op.args
+    several = bool(flags & MREMAP_FIXED) and old == new
+    target = ret if ret >= 0 else new_addr if flags & MREMAP_FIXED else None
+    if target == addr:  # shrunk or grown where it stands
+        return []
+    groups: list[Group] = []
+    moved = min(old, new)
+    for i in range(moved):
+        page = pages.get(addr + i)
+        if page is not None:
+            place = None if target is None else target + i
+            groups.append(_pair(pages, op, addr + i, place, several=several, failed=ret < 0))
+    if target is not None and not several:
+        for i in range(moved, new):
+            there = pages.get(target + i)
+            grown = next_page(pages[addr], i)
+            groups.append([{target + i: grown}] if ret >= 0 else [{target + i: there}, {target + i: None}])
+    for number in range(addr + moved, addr + old):
+        if number in pages and ret >= 0:
+            groups.append([{number: None}])
+        elif number in pages and flags & MREMAP_FIXED:
+            groups.append([{number: pages[number]}, {number: None}])
+    return groups
+
+
+def _pair(pages: Pages, op: Op, source: int, target: int | None, *, several: bool, failed: bool) -> Group:
+    """One page of the source and its place in the destination (None: not known, as the call failed)."""
+    page = pages[source]
+    if target is None:
+        return [{source: page}]
+    group: Group = []
+    if several or not failed:
+        left = erased(page)
+        if op.args[3] & MREMAP_DONTUNMAP:
+            group = [{source: left, target: page}]
+        else:
+            # the second: the source could not be cut for its unmapping, and stays, empty
+            group = [{source: None, target: page}, {source: left, target: page}]
+    if failed:
+        group += [{source: page, target: pages.get(target)}, {source: page, target: None}]
+    return group
+
+
+def absorbed(spec: Specification, op: Op, ret: int) -> bool:
+    """Is the outcome one that needs no failure to be explained, so that the ordinary rules judge it?"""
+    pages = spec.procs.get(op.proc)
+    if pages is None:
+        return True
+    if op.kind == "mremap":
+        return ret not in FAILURES and not _really_moved(spec, pages, op, ret)
+    return ret not in FAILURES
+
+
+def impossible(spec: Specification, op: Op, ret: int) -> Refusal | None:
+    """A result that no failure explains."""
+    if op.kind in _CANNOT_FAIL:
+        return wrong_result(op, ret, "success")
+    if op.kind == "mremap" and ret >= 0 and not op.args[3] & MREMAP_FIXED:
+        return spec.check_place(spec.procs[op.proc], op, ret, op.args[2], None, replace=False)
+    return None
+
+
+def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Shows) -> Refusal | None:
+    """Do ``op``, in which an allocation failed, as the machine shows that it was done. None: allowed."""
+    ret = outcome.ret
+    if absorbed(spec, op, ret):
+        return spec.apply(op, outcome, token)
+    refusal = impossible(spec, op, ret)
+    if refusal is not None:
+        return refusal
+    chosen: list[dict[int, Page | None]] = []
+    for group in groups_after_failure(spec, op, ret):
+        for alternative in group:
+            if all(shows(op.proc, number, page) for number, page in alternative.items()):
+                chosen.append(alternative)
+                break
+        else:
+            numbers = sorted(group[0])
+            detail = f"{op.kind} of process {op.proc} failed half-way and left pages {numbers} in a state not allowed"
+            return Refusal("after-failure", op.kind, detail)
+    _take(spec.procs[op.proc], chosen)
+    return None
+
+
+def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> Iterator[Specification]:
+    """Every state that ``op`` may have left, as far as one choice is made for all pages of a sort.
+
+    For collisions, where another operation may have come after this one on the same pages, so that the machine
+    does not show any more what this one left.
+    """
+    ret = outcome.ret
+    if absorbed(spec, op, ret):
+        after = spec.copy()
+        if after.apply(op, outcome, token) is None:
+            yield after
+        return
+    if impossible(spec, op, ret) is not None:
+        return
+    groups = groups_after_failure(spec, op, ret)
+    sizes = sorted({len(group) for group in groups})
+    for choice in product(*map(range, sizes)):
+        pick = dict(zip(sizes, choice, strict=True))
+        after = spec.copy()
+        _take(after.procs[op.proc], [group[pick[len(group)]] for group in groups])
+        yield after
+
+
+def _take(pages: Pages, chosen: list[dict[int, Page | None]]) -> None:
+    for alternative in chosen:
+        for number, page in alternative.items():
+            if page is None:
+                pages.pop(number, None)
+            else:
+                pages[number] = page
+
+
+def _really_moved(spec: Specification, pages: Pages, op: Op, ret: int) -> bool:
+    """Did a call with this (good) result move pages, so that the source may be left over?"""
+    addr, old, new, flags, new_addr = op.args
+    if ret < 0 or ret == addr or bad_parameters(spec, op) or addr not in pages:
+        return False
+    if flags & MREMAP_FIXED and ret != new_addr:
+        return False
+    return bool(flags & MREMAP_FIXED and old == new) or one_mapping(pages, addr, min(old, new))

@@ -1,0 +1,169 @@
+"""mremap in the specification (rules: mm/mremap.c of 6.17 and later).
+
+Where one VMA must hold the whole source range, the model knows only what the interface shows: pages of different
+kind certainly stand in different VMAs (-EFAULT), pages of one kind may stand in one or several (either is
+allowed).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.uapi import (
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    MREMAP_RELOCATE_ANON,
+)
+from oracle.specification_page import Backing, Page, Pages, Refusal, erased, wrong_result
+
+if TYPE_CHECKING:
+    from emulator.workload import Op
+    from oracle.specification import Specification
+
+_KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+
+
+def bad_parameters(spec: Specification, op: Op) -> bool:
+    """Must the call be refused with -EINVAL before anything is looked at?"""
+    addr, old, new, flags, new_addr = op.args
+    if flags & ~(_KNOWN | spec.limits.mremap_flags) or not new:
+        return True
+    if flags & MREMAP_RELOCATE_ANON and not flags & MREMAP_MAYMOVE:
+        return True
+    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return False
+    if not flags & MREMAP_MAYMOVE or (flags & MREMAP_DONTUNMAP and old != new):
+        return True
+    return new_addr + new > spec.limits.top or (addr + old > new_addr and new_addr + new > addr)
+
+
+def next_page(page: Page, distance: int) -> Page:
+    """What stands ``distance`` pages after ``page`` in the same mapping, untouched."""
+    backing = page.backing
+    if backing is None:
+        return Page(page.prot, None, 0)
+    return Page(page.prot, Backing(backing.shared, backing.file, backing.page + distance), None)
+
+
+def one_mapping(pages: Pages, first: int, count: int) -> bool:
+    """Can [first, first+count) lie in one VMA? (Certainly not when pages differ in kind or are missing.)"""
+    head = pages[first]
+    for i in range(1, count):
+        page = pages.get(first + i)
+        if page is None or page.prot != head.prot:
+            return False
+        if page.backing is not head.backing and page.backing != next_page(head, i).backing:
+            return False
+    return True
+
+
+def mremap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    """Do the call with this result. None: allowed."""
+    if bad_parameters(spec, op):
+        return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
+    addr, old, new, flags, _ = op.args
+    head = pages.get(addr)
+    if head is None:
+        return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
+    if flags & MREMAP_FIXED and old == new:
+        return _move_several(spec, pages, op, ret)
+    implied = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
+    if not implied and new <= old:
+        if ret != addr:
+            return wrong_result(op, ret, "the old address")
+        _unmap(pages, addr + new, addr + old)
+        return None
+    if not old and not (head.backing is not None and head.backing.shared):
+        return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
+    moved = min(old, new)
+    if not one_mapping(pages, addr, moved):
+        return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
+    if ret < 0:
+        return _refused(spec, pages, op, ret, moved)
+    if not implied and ret == addr:
+        return _grow_in_place(spec, pages, op, ret)
+    if not flags & MREMAP_MAYMOVE:
+        return wrong_result(op, ret, "the old address or -ENOMEM")
+    return _move_one(spec, pages, op, ret, moved)
+
+
+def _refused(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) -> Refusal | None:
+    """An error after the parameters and the source range were found good."""
+    addr, old, new, flags, _ = op.args
+    if ret == -EFAULT and moved > 1:
+        return None  # several VMAs of one kind
+    if ret == -ENOMEM:
+        more = new if flags & MREMAP_DONTUNMAP else abs(new - old)
+        if spec.may_lack_space(pages, max(more, new), anywhere=not flags & MREMAP_FIXED):
+            return None
+        if not flags & MREMAP_MAYMOVE and not _room_behind(spec, pages, addr, old, new):
+            return None
+    return wrong_result(op, ret, "success")
+
+
+def _room_behind(spec: Specification, pages: Pages, addr: int, old: int, new: int) -> bool:
+    """Can the range grow where it stands?"""
+    if not old or addr + new > spec.limits.top:
+        return False
+    return not any(number in pages for number in range(addr + old, addr + new))
+
+
+def _grow_in_place(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    addr, old, new, _, _ = op.args
+    if not _room_behind(spec, pages, addr, old, new):
+        return Refusal("placement", "mremap grew over a mapping", f"mremap of process {op.proc} grew over a mapping")
+    head = pages[addr]
+    for i in range(old, new):
+        pages[addr + i] = next_page(head, i)
+    return None
+
+
+def _move_one(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) -> Refusal | None:
+    """[addr, addr+moved) is at ``ret`` now, followed by fresh pages up to the new length."""
+    addr, old, new, flags, new_addr = op.args
+    fixed = flags & MREMAP_FIXED
+    refusal = spec.check_place(pages, op, ret, new, new_addr if fixed else None, replace=bool(fixed))
+    if refusal is not None:
+        return refusal
+    if fixed:
+        _unmap(pages, ret, ret + new)
+    _unmap(pages, addr + moved, addr + old)
+    head = pages[addr]
+    for i in range(moved):
+        _carry(pages, addr + i, ret + i, flags)
+    for i in range(moved, new):
+        pages[ret + i] = next_page(head, i)
+    return None
+
+
+def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    """A pure move with FIXED: whatever is mapped in the range moves, and gaps do not touch the destination."""
+    addr, length, _, flags, new_addr = op.args
+    if ret < 0:
+        if ret == -ENOMEM and flags & MREMAP_DONTUNMAP and len(pages) + length > spec.limits.total:
+            return None
+        return wrong_result(op, ret, "success")
+    if ret != new_addr:
+        return wrong_result(op, ret, "the address asked for")
+    for i in range(length):
+        if addr + i in pages:
+            _carry(pages, addr + i, new_addr + i, flags)
+    return None
+
+
+def _carry(pages: Pages, source: int, target: int, flags: int) -> None:
+    page = pages[source]
+    pages[target] = page
+    if flags & MREMAP_DONTUNMAP:
+        pages[source] = erased(page)
+    else:
+        del pages[source]
+
+
+def _unmap(pages: Pages, first: int, end: int) -> None:
+    for number in range(first, end):
+        pages.pop(number, None)

@@ -1,0 +1,91 @@
+"""The values that the specification is made of: pages, pins, refusals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from emulator.uapi import EAGAIN, ENOMEM, OOM_KILLED, result_name
+from emulator.workload import FILE_PAGES
+
+if TYPE_CHECKING:
+    from emulator.workload import Op
+
+
+class Backing(NamedTuple):
+    """Which page of which file stands behind a page."""
+
+    shared: bool
+    file: int
+    page: int
+
+
+class Page(NamedTuple):
+    """One mapped page. ``content``: None is the file's, >= 0 its own (packed), < 0 that of cell ``-content``."""
+
+    prot: int
+    backing: Backing | None
+    content: int | None
+
+
+class PinState(NamedTuple):
+    """What get_user_pages gave out: the cell or file page that it must stay coherent with, if it must."""
+
+    flags: int
+    cell: int  # 0: none
+    file: tuple[int, int] | None
+
+
+class Refusal(NamedTuple):
+    """Why an outcome is not allowed: (rule, cause for the signature, sentence for people)."""
+
+    rule: str
+    cause: str
+    detail: str
+
+
+Pages = dict[int, Page]
+Group = list[dict[int, Page | None]]
+"""Alternatives for a few pages that hang together: page number to what it is then, None for unmapped."""
+
+FAILURES: Final = frozenset((-ENOMEM, -EAGAIN, OOM_KILLED))
+
+
+class Limits(NamedTuple):
+    """What bounds a process: pages of address space above the arena's start, and mappable pages in total."""
+
+    top: int
+    total: int
+    mremap_flags: int  # MREMAP_* bits that the design under test knows
+
+
+def wrong_result(op: Op, ret: int, allowed: str) -> Refusal:
+    return Refusal(
+        "result",
+        f"{op.kind} gave {result_name(ret) if ret < 0 else 'success'}, allowed {allowed}",
+        f"{op.kind} of process {op.proc} gave {result_name(ret)}, allowed: {allowed}",
+    )
+
+
+def erased(page: Page) -> Page:
+    """The page after its own contents were dropped."""
+    if page.content is None:
+        return page
+    return Page(page.prot, page.backing, 0 if page.backing is None else None)
+
+
+def beyond_file(page: Page) -> bool:
+    """Does an access meet the end of the file?"""
+    return page.content is None and page.backing is not None and page.backing.page >= FILE_PAGES
+
+
+def content_difference(want: int, got: int) -> str:
+    """How contents differ, for a signature."""
+    if not got:
+        return "contents lost"
+    if not want:
+        return "contents out of nowhere"
+    return "other contents"
+
+
+def names(results: set[int]) -> str:
+    return " or ".join("success" if not r else result_name(r) for r in sorted(results))

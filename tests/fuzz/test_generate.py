@@ -1,0 +1,258 @@
+"""The generator: always valid, the same for the same seed, and its operations meet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given
+
+from emulator.geometry import GEOMETRIES
+from emulator.sched.points import POINTS
+from emulator.uapi import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
+from emulator.workload import COLLISION_OPS_MAX, OPS, STEPS_MAX, Op, Step, Workload
+from fuzz.workload.domains import ANY, END, all_ops
+from fuzz.workload.generate import COMPANIONS, WEIGHTS, Generator
+from fuzz.workload.recipes import RECIPES, Recipe, expand
+from fuzz.workload.repair import is_valid
+from fuzz.workload.schedules import AREAS, Schedules
+from fuzz.workload.sketch import Sketch
+from fuzz.workload.text import from_text
+from fuzz.workload.wire import encode
+from tests.fuzz.strategies import SAMPLE_POINTS, generated, geometries, quick, seeds
+
+MANY = [generated(seed) for seed in range(400)]
+RELOCATE = MREMAP_RELOCATE_ANON
+
+
+@quick
+@given(seeds, geometries)
+def test_valid(seed: int, geometry: str) -> None:
+    """Every seed gives a valid workload in every world."""
+    workload = generated(seed, geometry)
+    assert is_valid(workload)
+    assert workload.geometry == geometry
+    assert workload.steps
+
+
+def test_deterministic() -> None:
+    """A seed names a workload: on every run, however the points were collected."""
+    for seed in range(20):
+        backwards = Generator(Random(seed), mremap_flags_extra=8, points=reversed(SAMPLE_POINTS))
+        assert encode(backwards.generate()) == encode(generated(seed))
+    assert len({encode(workload) for workload in MANY}) == len(MANY)
+
+
+def test_steps_wanted() -> None:
+    """The number of steps is about what was asked for, and never more than a workload may have."""
+    for seed in range(50):
+        assert 12 <= len(generated(seed, steps=12).steps) <= 20 or ends_early(generated(seed, steps=12))
+        assert len(generated(seed, steps=500).steps) <= STEPS_MAX
+
+
+def ends_early(workload: Workload) -> bool:
+    return workload.steps[-1].ops[0].kind == "exit"
+
+
+def test_everything_is_drawn() -> None:
+    """Every operation, alone and beside others, and every point that fits it occurs in a campaign."""
+    kinds = Counter(op.kind for workload in MANY for op in all_ops(workload))
+    assert kinds.keys() == OPS.keys()
+    collisions = [step for workload in MANY for step in workload.steps if len(step.ops) > 1]
+    beside = Counter(op.kind for step in collisions for op in step.ops)
+    assert beside.keys() == OPS.keys() - {"exit"}
+    points = {switch.point for step in collisions for switch in step.schedule}
+    assert points == {*SAMPLE_POINTS, ANY, END}
+    assert any(len(step.ops) == COLLISION_OPS_MAX for step in collisions)
+    assert WEIGHTS.keys() == OPS.keys()
+    assert COMPANIONS.keys() == OPS.keys() - {"exit"}
+    assert AREAS.keys() == OPS.keys()
+
+
+def test_shares() -> None:
+    """One step in five is a collision, one system call in ten fails, most moves ask for relocation."""
+    steps = [step for workload in MANY for step in workload.steps]
+    assert 0.15 < sum(len(step.ops) > 1 for step in steps) / len(steps) < 0.27
+    ops = [op for workload in MANY for op in all_ops(workload)]
+    calls = [op for op in ops if op.kind in ("mmap", "munmap", "mremap", "mprotect", "madvise", "fork")]
+    assert 0.07 < sum(op.fail_nth > 0 for op in calls) / len(calls) < 0.13
+    assert {op.fail_nth for op in calls} == set(range(13))
+    moves = [op for op in ops if op.kind == "mremap" and op.args[3] & MREMAP_MAYMOVE]
+    assert sum(op.args[3] & RELOCATE > 0 for op in moves) / len(moves) > 0.6
+
+
+def test_without_extra_flags() -> None:
+    """For the mainline interface no flag is made up that it does not have."""
+    for seed in range(100):
+        workload = Generator(Random(seed), points=SAMPLE_POINTS).generate()
+        assert not any(op.kind == "mremap" and op.args[3] & ~7 for op in all_ops(workload))
+
+
+def replay(workload: Workload) -> list[tuple[Sketch, Op]]:
+    """Each op of a plain step with what is mapped before it."""
+    sketch = Sketch(workload.geometry)
+    found = []
+    for step in workload.steps:
+        if len(step.ops) == 1 and step.ops[0].proc in sketch.spaces:
+            before = Sketch(workload.geometry)
+            before.spaces = {
+                proc: [s.part(s.start, s.end) for s in spans] for proc, spans in sketch.spaces.items()
+            }
+            found.append((before, step.ops[0]))
+        sketch.add(step)
+    return found
+
+
+def test_operations_meet() -> None:
+    """Accesses hit what is mapped, mappings touch each other, moves come home, faulted memory moves."""
+    count: Counter[str] = Counter()
+    for workload in MANY[:200]:
+        for sketch, op in replay(workload):
+            spans = sketch.spaces[op.proc]
+            if op.kind in ("read", "write", "gup_fast", "gup_slow"):
+                count["touch"] += 1
+                count["hit"] += sketch.span_at(op.proc, op.args[0]) is not None
+            elif op.kind == "mmap" and spans:
+                count["map"] += 1
+                edges = {edge for span in spans for edge in (span.start, span.end)}
+                count["against"] += bool({op.args[0], op.args[0] + op.args[1]} & edges)
+            elif op.kind == "mremap":
+                span = sketch.span_at(op.proc, op.args[0])
+                count["move"] += 1
+                if span is not None:
+                    count["moved"] += 1
+                    count["faulted"] += span.faulted
+                    home = span.home + op.args[0] - span.start
+                    if op.args[3] & MREMAP_FIXED and op.args[4] == home != op.args[0]:
+                        count["home"] += 1
+    assert count["hit"] / count["touch"] > 0.8
+    assert count["against"] / count["map"] > 0.35
+    assert count["moved"] / count["move"] > 0.85
+    assert count["faulted"] / count["moved"] > 0.4
+    assert count["home"] / count["moved"] > 0.1
+
+
+def test_swarm() -> None:
+    """Workloads differ in what they are made of: each kind but the central ones is often left out."""
+    for kind in ("fork", "gup_fast", "reclaim", "munmap"):
+        without = sum(all(op.kind != kind for op in all_ops(workload)) for workload in MANY)
+        assert len(MANY) * 0.2 < without < len(MANY) * 0.95
+
+
+def test_schedules_suit_their_ops() -> None:
+    """A switch waits for a point that its op can pass; otherwise most schedules would do nothing."""
+    suits = wrong = 0
+    for workload in MANY:
+        for step in workload.steps:
+            for switch in step.schedule:
+                if switch.point in (ANY, END):
+                    continue
+                kind = step.ops[switch.op].kind
+                own, passed = AREAS[kind]
+                if switch.point.split(".")[0] in (*own, *passed, kind):
+                    suits += 1
+                else:
+                    wrong += 1
+    assert suits > 500
+    assert wrong == 0
+
+
+def test_the_emulators_points() -> None:
+    """By default schedules name the emulator's own points, and each is a point that some op can pass."""
+    schedules = Schedules()
+    passed = {point for kind in OPS for point in schedules.points_of(kind)}
+    assert passed == set(POINTS)
+    workload = Generator(Random(2)).generate(40)
+    named = {s.point for step in workload.steps for s in step.schedule} - {ANY, END}
+    assert named
+    assert named <= set(POINTS)
+
+
+def test_stops_are_where_it_matters() -> None:
+    """A move is stopped in the move itself rather than in what it passes on its way."""
+    rng = Random(1)
+    schedules = Schedules(["mremap.a", "relocate.a", *[f"zap.{letter}" for letter in "abcdefgh"]])
+    drawn = Counter(schedules.point(rng, "mremap").split(".")[0] for _ in range(1000))
+    assert drawn["relocate"] + drawn["mremap"] > 500
+    assert drawn["zap"] > 200
+
+
+def test_schedules_of_unknown_areas() -> None:
+    """An area that is called as an operation belongs to it; ops without points are stopped anywhere."""
+    schedules = Schedules(["madvise.walk", "strange.thing"])
+    assert schedules.points_of("madvise") == ("madvise.walk",)
+    assert schedules.points_of("unpin") == ()
+    ops = (Op("unpin", 0, (0,)), Op("madvise", 0, (0, 1, 4)))
+    rng = Random(1)
+    drawn = {switch for _ in range(200) for switch in schedules.draw(rng, ops)}
+    assert {switch.point for switch in drawn if switch.op == 0} <= {ANY, END}
+    assert {switch.point for switch in drawn if switch.op == 1} == {ANY, END, "madvise.walk"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_recipes(recipe: Recipe) -> None:
+    """Every recipe is valid as it stands, touches only what it mapped, and leaves memory mapped."""
+    for geometry in ("small8", "small4"):
+        huge = GEOMETRIES[geometry].hpage_pmd_nr
+        symbols = {"a": 2 * huge, "n": 3, "m": 2, "d": 8 * huge, "H": 2 * huge, "D": 8 * huge}
+        symbols |= {"h": huge, "j": 1, "c": 1, "k": 0, "x": RELOCATE}
+        assert recipe.symbols <= symbols.keys()
+        workload = Workload(geometry, tuple([Step((op,)) for op in expand(recipe, symbols, 0)]))
+        assert is_valid(workload)
+        for sketch, op in replay(workload):
+            if op.kind not in ("mmap", "fork", "exit"):
+                assert sketch.span_at(op.proc, op.args[0]) is not None, op
+        if any(line.extra_at >= 0 for line in recipe.lines):
+            assert any(op.kind == "mremap" and op.args[3] & RELOCATE for op in all_ops(workload))
+
+
+def test_recipes_are_stages_only() -> None:
+    """Recipes carry no collision, no failure and no judgement; those are for the fuzzer to find."""
+    assert len(RECIPES) >= 20
+    assert not any("(" in recipe.name for recipe in RECIPES)
+    for recipe in RECIPES:
+        symbols = dict.fromkeys("andHDhjckmx", 1)
+        assert all(op.fail_nth == 0 for op in expand(recipe, symbols, 0))
+        assert 1 < len(recipe.lines) <= 6
+
+
+def spans_after(steps: str, proc: int = 0) -> list[str]:
+    sketch = Sketch("small8")
+    for step in from_text("world small8\n" + steps).steps:
+        sketch.add(step)
+    return [repr(span) for span in sketch.spaces[proc]]
+
+
+def test_sketch() -> None:
+    """The guess at what is mapped follows maps, cuts, moves, forks and the kernel's own choices."""
+    base = "mmap addr=4 len=4 prot=rw flags=private|fixed\nwrite addr=5 at=0\n"
+    assert spans_after(base) == ["Span(4..8 home 4 faulted)"]
+    assert spans_after(base + "munmap addr=5 len=1\n") == [
+        "Span(4..5 home 4 faulted)",
+        "Span(6..8 home 6 faulted)",
+    ]
+    move = "mremap addr=6 old_len=2 new_len={} flags=maymove|fixed{} new_addr=20\n"
+    assert spans_after(base + move.format(2, "")) == [
+        "Span(4..6 home 4 faulted)",
+        "Span(20..22 home 6 faulted)",
+    ]
+    assert spans_after(base + move.format(3, "")) == [
+        "Span(4..6 home 4 faulted)",
+        "Span(20..23 home 6 faulted)",
+    ]
+    assert len(spans_after(base + move.format(2, "|dontunmap"))) == 3
+    assert spans_after(base + "fork child=2\n", 2) == ["Span(4..8 home 4 faulted)"]
+    chosen = "mmap addr=0 len=4 prot=rw flags=private\nmmap addr=0 len=4 prot=rw flags=private\n"
+    assert spans_after(chosen) == ["Span(0..4 home 0)", "Span(188..192 home 188)"]
+    grown = base + "mmap addr=8 len=1 prot=rw flags=private|fixed\n"
+    assert spans_after(grown + "mremap addr=4 old_len=4 new_len=6 flags=maymove\n") == [
+        "Span(8..9 home 8)",
+        "Span(186..192 home 4 faulted)",
+    ]
+    assert spans_after(base + "mremap addr=4 old_len=4 new_len=6 flags=none\n") == [
+        "Span(4..10 home 4 faulted)"
+    ]
+    assert spans_after(base + "mremap addr=4 old_len=4 new_len=1 flags=none\n") == [
+        "Span(4..5 home 4 faulted)"
+    ]
