@@ -47,6 +47,7 @@ class Machine:
         self.pins: dict[int, Pin] = {}
         self.files = [self._make_file(label) for label in range(FILES_MAX)]
         self.step_index = -1
+        self.completed: list[int] = []  # ops of the last collision in the order in which they ended
         self.procs[0] = self.new_mm(0)
 
     # ---- services for the kernel code
@@ -110,8 +111,11 @@ class Machine:
             return outcomes
         tasks = [Task(i, i % CPUS, op.fail_nth) for i, op in enumerate(ops)]
 
+        completed = self.completed = []
+
         def body(i: int) -> None:
             outcomes[i] = self._outcome(ops[i], tasks[i])
+            completed.append(i)
 
         sched.run_collision(tasks, [lambda i=i: body(i) for i in range(len(ops))], step.schedule)  # type: ignore[misc]
         return outcomes

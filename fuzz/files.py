@@ -55,7 +55,9 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     A device or pipe is written to as it is. Raises ``UsageError`` when the place cannot be written; what stood
     there before still stands then.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise UsageError(f"{path}: cannot be written: it is a folder")
+    if path.exists() and not path.is_file():
         try:
             path.write_bytes(data)
         except OSError as error:

@@ -35,7 +35,7 @@ class AnonVmaGraph:
         found: list[Finding] = []
         touched: dict[AnonVma, None] = {}
         of_vma = self._of_vma
-        for _, vma, _ in self._observer.gone:
+        for _, vma in self._observer.gone:
             before = of_vma.pop(vma, None)
             if before is not None:
                 self._count(before, -1, touched)

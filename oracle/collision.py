@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.workload import token
+from oracle.comparison import Table, VisibleOracle, spans_of
 from oracle.finding import Finding, finding
+from oracle.observation import KERNEL_ACTIVITY
 from oracle.specification_failure import alternatives, settle
-from oracle.specification_page import Refusal
-from oracle.visible import Difference, VisibleOracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from oracle.specification import Specification
 
 
+_NOTHING = ("result", "", "no state that an injected failure may leave is shown")
+
+
 class Explanation(NamedTuple):
     """A serial order (op numbers) that gives what the collision gave, and the state after it."""
 
     order: tuple[int, ...]
+    wild: bool  # something was written through a reference without a promise
     after: Specification
 
 
@@ -42,18 +46,26 @@ class CollisionOracle:
         self._visible = visible
 
     def explain(
-        self, spec: Specification, step: Step, index: int, outcomes: list[Outcome]
+        self,
+        spec: Specification,
+        step: Step,
+        index: int,
+        outcomes: list[Outcome],
+        completed: list[int],
+        table: Table,
     ) -> Explanation | Finding:
-        """The order that explains step number ``index``, or the finding that there is none."""
-        table = self._visible.touched(step.ops, outcomes)
-        search = _Search(self._visible, step, index, outcomes, table)
+        """The order that explains step number ``index``, or the finding that there is none.
+
+        ``completed``: the ops in the order in which they ended. ``table``: the pages to compare.
+        """
+        search = _Search(self._visible, step, index, outcomes, table, completed)
         return search.run(spec) or search.finding()
 
 
 class _Search:
     """A depth-first search over the orders of one collision."""
 
-    __slots__ = ("best", "index", "outcomes", "step", "table", "visible")
+    __slots__ = ("best", "candidates", "index", "outcomes", "step", "table", "visible")
 
     def __init__(
         self,
@@ -61,15 +73,17 @@ class _Search:
         step: Step,
         index: int,
         outcomes: list[Outcome],
-        table: dict[int, dict[int, int]],
+        table: Table,
+        completed: list[int],
     ) -> None:
+        self.candidates = completed  # the order in which the ops ended is the likeliest, and comes first
         self.visible = visible
         self.step = step
         self.index = index
         self.outcomes = outcomes
         self.table = table
-        # how far the most successful order came: (ops allowed, what then was wrong, in which order)
-        self.best: tuple[int, Refusal | Difference | None, tuple[int, ...]] = (-1, None, ())
+        # how far the most successful order came: (ops allowed, what was wrong then, the order, kinds concerned)
+        self.best: tuple[int, tuple[str, str, str], tuple[int, ...], str] = (-1, _NOTHING, (), "")
 
     def run(self, spec: Specification) -> Explanation | None:
         return self._extend(spec, ())
@@ -78,7 +92,7 @@ class _Search:
         ops = self.step.ops
         if len(order) == len(ops):
             return self._compare(spec, order)
-        for number in range(len(ops)):
+        for number in self.candidates:
             if number not in order:
                 for after in self._do(spec, number, order):
                     found = self._extend(after, (*order, number))
@@ -102,26 +116,43 @@ class _Search:
         if refusal is None:
             yield after
         else:
-            self._note(len(order), refusal, (*order, number))
+            spans = [(op.proc, n) for start, length in spans_of(op, outcome.ret) for n in range(start, start + length)]
+            self._note(len(order), refusal, (*order, number), spans)
 
     def _compare(self, spec: Specification, order: tuple[int, ...]) -> Explanation | None:
-        if spec.wild:
+        wild = bool(spec.wild)
+        if wild:
             self.visible.settle_wild_writes(spec)
         difference = self.visible.first_difference(spec, self.table)
         if difference is None:
-            return Explanation(order, spec)
-        self._note(len(order), difference, order)
+            return Explanation(order, wild, spec)
+        what, label, page = difference
+        self._note(len(order), what, order, [(label, page)])
         return None
 
-    def _note(self, length: int, what: Refusal | Difference | None, order: tuple[int, ...]) -> None:
+    def _note(
+        self, length: int, what: tuple[str, str, str], order: tuple[int, ...], pages: list[tuple[int, int]]
+    ) -> None:
         if length > self.best[0]:
-            self.best = (length, what, order)
+            self.best = (length, what, order, self._concerned(pages))
+
+    def _concerned(self, pages: list[tuple[int, int]]) -> str:
+        """The kinds of operation that have to do with these pages, for the signature: what ran beside is left out."""
+        if (-1, -1) in pages:
+            return "+".join(sorted(op.kind for op in self.step.ops))
+        wanted = set(pages)
+        kinds = []
+        for op, outcome in zip(self.step.ops, self.outcomes, strict=True):
+            spans = spans_of(op, outcome.ret)
+            if op.kind in KERNEL_ACTIVITY or not spans or any(
+                (op.proc, number) in wanted for start, length in spans for number in range(start, start + length)
+            ):
+                kinds.append(op.kind)
+        return "+".join(sorted(kinds))
 
     def finding(self) -> Finding:
         """That no order explains it, with the order that came closest."""
-        length, what, order = self.best
-        rule, cause, detail = what or ("result", "", "no state after an injected failure is allowed")
-        kinds = "+".join(sorted(op.kind for op in self.step.ops))
+        length, (rule, cause, detail), order, kinds = self.best
         names = ", ".join(f"op {i} {self.step.ops[i].kind}" for i in order)
         return finding(
             "collision",
@@ -129,5 +160,5 @@ class _Search:
             f"no order of the operations gives this; the closest ({names}): {detail}",
             self.index,
             cause=", ".join([word for word in (kinds, rule, cause) if word]),
-            op=order[-1] if length < len(self.step.ops) else None,
+            op=order[-1] if 0 <= length < len(self.step.ops) else None,
         )

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.uapi import MREMAP_RELOCATE_ANON, result_name
+from emulator.uapi import MAP_FIXED, MREMAP_RELOCATE_ANON, result_name
+from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
-from oracle.observation import ACCESSES, KERNEL_ACTIVITY, KIND_SWAP, leaf_key
-from oracle.visible import Visible
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, KIND_SWAP, Observer, leaf_key
+from oracle.specification_page import FAILURES
+from oracle.visible import UNKNOWN, Visible
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -71,18 +73,34 @@ def for_reference(op: Op, known: int) -> Op:
     return op._replace(args=args, fail_nth=0)
 
 
+def fate_by_kind(op: Op, ret: int) -> Fate:
+    """What became of an op in which a failure was injected, as far as its kind and result say."""
+    if op.kind in KERNEL_ACTIVITY:
+        return Fate.DONE
+    if ret not in FAILURES:
+        return Fate.OTHER if op.kind == "mremap" else Fate.DONE
+    if op.kind == "mmap":
+        return Fate.OTHER if op.args[3] & MAP_FIXED else Fate.UNDONE
+    return Fate.UNDONE if op.kind in ACCESSES or op.kind in ("fork", "munmap") else Fate.OTHER
+
+
 class DifferentialOracle:
     """Drives the reference machine and compares."""
 
-    __slots__ = ("_alike", "_known", "_machine", "_reference", "_view", "detached")
+    __slots__ = ("_alike", "_known", "_machine", "_reference", "_visible", "detached")
 
     def __init__(self, machine: Machine, reference: Machine) -> None:
         self._machine = machine
         self._reference = reference
-        self._view = Visible(reference)
+        self._visible = VisibleOracle(Observer(reference))
         self._known = reference.image.design.mremap_flags
         self._alike: dict[int, bool] = {}  # process to: its layouts were alike after the last step
         self.detached = ""
+
+    def detach(self, index: int, why: str) -> None:
+        """Leave the reference out from step number ``index``."""
+        if not self.detached:
+            self.detached = f"step {index}: {why}"
 
     def check(
         self,
@@ -91,12 +109,13 @@ class DifferentialOracle:
         outcomes: list[Outcome],
         order: tuple[int, ...],
         fate: dict[int, Fate],
-        table: dict[int, dict[int, int]],
+        table: Table,
         spec: Specification,
     ) -> list[Finding]:
         """Run step number ``index`` on the reference and compare.
 
-        ``order``: the serial order of its ops. ``fate``: what became of those in which a failure was injected.
+        ``order``: the serial order of its ops. ``fate``: what became of those in which a failure was injected,
+        where that is known.
         ``table``: the pages that the step touched. ``spec``: the state after the step.
         """
         if self.detached:
@@ -107,18 +126,21 @@ class DifferentialOracle:
             for number in order:
                 outcome = outcomes[number]
                 if outcome.injected:
-                    became = fate.get(number, Fate.OTHER)
+                    became = fate.get(number) or fate_by_kind(step.ops[number], outcome.ret)
                     if became is Fate.UNDONE:
                         continue
                     if became is Fate.OTHER:
-                        self.detached = f"step {index}: an injected failure left {step.ops[number].kind} half done"
+                        self.detach(index, f"an injected failure left {step.ops[number].kind} half done")
                         return []
                 op = for_reference(step.ops[number], self._known)
                 reference = self._reference.run_alone(op, index, number)
                 if not self._same_result(op, outcome, reference, alike, index, number, found):
+                    if found and len(step.ops) > 1:  # another order may have explained it as well
+                        self.detach(index, f"in one order of the collision, {found[0].detail}")
+                        return []
                     return found
         except KernelBug as bug:
-            self.detached = f"step {index}: the reference stopped: {bug}"
+            self.detach(index, f"the reference stopped: {bug}")
             return []
         self._compare_layouts(step, index, outcomes, alike, found)
         self._compare_pages(table, spec, index, found)
@@ -143,7 +165,7 @@ class DifferentialOracle:
             return False
         names = f"{result_name(outcome.ret)}, on the reference {result_name(reference.ret)}"
         if not alike and op.kind not in ACCESSES:
-            self.detached = f"step {index}: layouts differ, and {op.kind} gave {names}"
+            self.detach(index, f"layouts differ, and {op.kind} gave {names}")
             return False
         what = "address" if op.kind in _PLACES and min(outcome.ret, reference.ret) >= 0 else "result"
         cause = op.kind
@@ -173,12 +195,12 @@ class DifferentialOracle:
             self._alike[label] = layout(mine) == layout(other)
 
     def _compare_pages(
-        self, table: dict[int, dict[int, int]], spec: Specification, index: int, found: list[Finding]
+        self, table: Table, spec: Specification, index: int, found: list[Finding]
     ) -> None:
         """The design agrees with ``spec`` already; so must the reference."""
-        difference = self._view.difference
+        difference = self._visible.view.difference
         for label, pages in table.items():
-            for number in pages:
+            for number, _ in self._visible.suspects(spec, label, dict.fromkeys(pages, UNKNOWN)):
                 wrong = difference(spec, label, number)
                 if wrong is not None:
                     rule, cause, detail = wrong

@@ -2,8 +2,8 @@
 
 After each step the oracles are asked in order of specificity: undo, rmap, TLB, lifetime, structure, accounting,
 specification or collision, differential. The first that finds the state broken ends the run: what another would
-say about the same step, and what would happen afterwards, is consequence. Complaints of the kernel (WARN_ON) do not
-end it. A ``KernelBug`` does, and is a finding of the oracle "kernel".
+say about the same step, and what would happen afterwards, is consequence. Complaints of the kernel (WARN_ON) and
+wrong accounts do not end it. A ``KernelBug`` does, and is a finding of the oracle "kernel".
 
 What one step touched is judged after it, everything at the end of the workload, or after each step if
 ``thorough``.
@@ -16,12 +16,15 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.errors import KernelBug
-from emulator.geometry import PAGE_SHIFT
+from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
+from emulator.hw.pte import PRESENT
 from emulator.machine import Machine
 from emulator.mm_types import Folio
-from emulator.workload import token
+from emulator.uapi import MREMAP_RELOCATE_ANON
+from emulator.workload import Step, token
 from oracle.accounting import AccountingOracle
 from oracle.collision import CollisionOracle
+from oracle.comparison import VisibleOracle
 from oracle.differential import DifferentialOracle, Fate
 from oracle.finding import Finding, Subject, distinct, finding
 from oracle.lifetime import LifetimeOracle
@@ -33,12 +36,16 @@ from oracle.specification_page import FAILURES, Limits, Refusal
 from oracle.structure import StructureOracle
 from oracle.tlb import TlbOracle
 from oracle.undo import UndoOracle
-from oracle.visible import VisibleOracle
+from oracle.visible import UNKNOWN
 
 if TYPE_CHECKING:
     from emulator.image import KernelImage
+    from emulator.mm_types import MmStruct
     from emulator.profile import Profile
-    from emulator.workload import Outcome, Step, Workload
+    from emulator.workload import Op, Outcome, Workload
+
+
+_PLAIN_ACCESSES = frozenset(("read", "write", "exec"))
 
 
 class Verdict(NamedTuple):
@@ -106,6 +113,7 @@ class _Run:
                 mremap_flags=machine.image.design.mremap_flags,
             )
         )
+        self.relocates = bool(machine.image.design.mremap_flags & MREMAP_RELOCATE_ANON)
         self.findings: list[Finding] = []
         self.outcomes: list[tuple[Outcome, ...]] = []
 
@@ -133,8 +141,9 @@ class _Run:
 
     def _step(self, step: Step, index: int) -> bool:
         """Run and judge one step; True when it ended the run."""
-        self.undo.before(step)
         machine = self.machine
+        if self.relocates:
+            self.undo.before(step)
         try:
             outcomes = machine.run_step(step)
         except KernelBug as bug:
@@ -144,23 +153,44 @@ class _Run:
         self.outcomes.append(tuple(outcomes))
         if machine.sched.warnings:
             self._take_warnings(index)
+        if len(step.ops) == 1 and step.ops[0].kind in _PLAIN_ACCESSES and not machine.store_log:
+            found = self._cached_access(step.ops[0], index, outcomes[0])
+            self.findings.extend(found)
+            return bool(found) or (self.thorough and self._everything(index))
         self.observer.observe(step.ops)
-        found = self._state(step, index, outcomes) or self._meaning(step, index, outcomes)
+        found = self._state(step, index, outcomes)
+        if not found:
+            self.findings.extend(self.accounting.check(index, step.ops, outcomes))
+            found = self._meaning(step, index, outcomes)
         if not found and self.thorough:
             return self._everything(index)
         self.findings.extend(found)
         return bool(found)
 
+    def _cached_access(self, op: Op, index: int, outcome: Outcome) -> list[Finding]:
+        """An access that stored to no page table: nothing but the contents of its page can have changed."""
+        if outcome.injected and outcome.ret in FAILURES:
+            return []
+        refusal = self.spec.apply(op, outcome, token(index, 0))
+        if refusal is not None:
+            return [_refused(refusal, index)]
+        table = {op.proc: {op.args[0]: UNKNOWN}}
+        found = self.visible.compare(self.spec, index, table, (op,)) if op.kind == "write" else []
+        if not found and self.differential is not None:
+            found = self.differential.check(Step((op,)), index, [outcome], (0,), {0: Fate.DONE}, table, self.spec)
+        return found
+
     def _state(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
         """The oracles that look at the machine's state: the findings of the first that has any."""
-        injected = any(outcome.injected for outcome in outcomes)
+        injected = False
+        for outcome in outcomes:
+            injected = injected or outcome.injected
         return (
-            self.undo.check(step, index, injected)
+            (self.undo.check(step, index, injected) if self.relocates else [])
             or self.rmap.check(index, injected)
             or self.tlb.check(index)
             or self.lifetime.check(index, step.ops)
             or self.structure.check(index)
-            or self.accounting.check(index, step.ops, outcomes)
         )
 
     def _meaning(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
@@ -175,18 +205,22 @@ class _Run:
                 refusal = self.spec.apply(op, outcome, token(index, 0))
             if refusal is not None:
                 return [_refused(refusal, index)]
-            if self.spec.wild:
+            wild = bool(self.spec.wild)
+            if wild:
                 self.visible.settle_wild_writes(self.spec)
             table = self.visible.touched(step.ops, outcomes)
             found = self.visible.compare(self.spec, index, table, step.ops)
         else:
-            explained = self.collision.explain(self.spec, step, index, outcomes)
+            table = self.visible.touched(step.ops, outcomes)
+            completed = self.machine.completed
+            explained = self.collision.explain(self.spec, step, index, outcomes, completed, table)
             if isinstance(explained, Finding):
                 return [explained]
-            order, self.spec = explained
-            table = self.visible.touched(step.ops, outcomes)
+            order, wild, self.spec = explained
             found = []
         if not found and self.differential is not None:
+            if wild:
+                self.differential.detach(index, "what was written through a mere reference may show differently")
             found = self.differential.check(step, index, outcomes, order, fate, table, self.spec)
         return found
 
@@ -213,12 +247,12 @@ class _Run:
     def _everything(self, index: int) -> bool:
         """Judge the whole machine; True when something is wrong."""
         self.observer.observe_everything()
+        self.findings.extend(self.accounting.check(index, (), []))
         found = (
             self.rmap.check_all(index, False)
             or self.tlb.check_all(index)
             or self.lifetime.check_all(index)
             or self.structure.check(index)
-            or self.accounting.check(index, (), [])
             or self.visible.compare(self.spec, index, self.visible.everything(self.spec), ())
             or ([] if self.differential is None else self.differential.check_sharing(index, self.spec))
         )
@@ -240,27 +274,33 @@ class _Run:
         """blake2b over results and what the processes see: nothing that hangs on addresses of ours or hash order."""
         machine = self.machine
         seen: list[object] = [
-            [(o.ret, o.data, o.injected) for o in outcomes] for outcomes in self.outcomes
+            [(outcome.ret, outcome.data, outcome.injected) for outcome in outcomes] for outcomes in self.outcomes
         ]
-        view = self.visible.view
         for label in sorted(machine.procs):
             mm = machine.procs[label]
             layout = []
             for vma in mm.mm_mt:
                 file = None if vma.vm_file is None else vma.vm_file.label
                 layout.append((vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags, file))
-            contents = []
-            for table, _, address, entry in leaves_between(mm, machine.geometry, 0, 1 << 64):
-                vma_here = mm.mm_mt.lookup(address)
-                if vma_here is not None:
-                    pages = 1 << machine.geometry.shifts[table.level] - PAGE_SHIFT
-                    for i in range(pages if entry & 1 else 1):
-                        content = view.content(vma_here, address + (i << PAGE_SHIFT), entry + (i << PAGE_SHIFT))
-                        if content:
-                            contents.append((address + (i << PAGE_SHIFT), content))
-            contents.sort()
-            seen.append((label, layout, contents))
+            seen.append((label, layout, self._contents(mm)))
         return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+
+    def _contents(self, mm: MmStruct) -> list[tuple[int, int]]:
+        """(address, packed contents) of the populated pages that do not hold zeros, in address order."""
+        geometry = self.machine.geometry
+        content = self.visible.view.content
+        lookup = mm.mm_mt.lookup
+        contents = []
+        for table, _, start, entry in leaves_between(mm, geometry, 0, 1 << 64):
+            vma = lookup(start)
+            if vma is not None:
+                pages = 1 << geometry.shifts[table.level] - PAGE_SHIFT if table.level and entry & PRESENT else 1
+                for offset in range(0, pages << PAGE_SHIFT, PAGE_SIZE):
+                    packed = content(vma, start + offset, entry + offset)
+                    if packed:
+                        contents.append((start + offset, packed))
+        contents.sort()
+        return contents
 
 
 # ---- findings of the kernel itself

@@ -115,20 +115,18 @@ class Leaf(NamedTuple):
     vma: VmAreaStruct | None
 
 
-class Imprint(NamedTuple):
-    """What an oracle remembers of a VMA, to see that it changed."""
-
-    start: int
-    end: int
-    pgoff: int
-    anon_vma: AnonVma | None
-    flags: int
-    chain: int  # length of the AVC chain
+Imprint = tuple[int, int, int, "AnonVma | None", int, int]
+"""What is remembered of a VMA, to see that it changed: start, end, pgoff, anon_vma, flags, length of the chain."""
 
 
 def imprint(vma: VmAreaStruct) -> Imprint:
-    return Imprint(
-        vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.anon_vma, vma.vm_flags, len(vma.anon_vma_chain)
+    return (
+        vma.vm_start,
+        vma.vm_end,
+        vma.vm_pgoff,
+        vma.anon_vma,
+        vma.vm_flags,
+        len(vma.anon_vma_chain),
     )
 
 
@@ -141,6 +139,7 @@ class Observer:
 
     __slots__ = (
         "changed",
+        "direct",
         "gone",
         "keys",
         "layouts",
@@ -148,6 +147,7 @@ class Observer:
         "machine",
         "places",
         "ranges",
+        "spans",
         "stored",
         "stray",
     )
@@ -159,9 +159,12 @@ class Observer:
         self.stored: dict[Place, None] = {}  # leaf places stored to
         self.keys: dict[int, None] = {}  # leaf keys that gained or lost a place
         self.ranges: list[tuple[MmStruct, int, int]] = []  # [start, end) whose tables were linked or unlinked
-        self.changed: list[VmAreaStruct] = []  # new, or range, pgoff, anon_vma, flags or chain length changed
-        self.gone: list[tuple[int, VmAreaStruct, Imprint]] = []  # (process, VMA no longer there, as it was)
-        self.leaves: list[Leaf] = []  # stored places, and all leaves of changed VMAs' old and new ranges
+        self.changed: list[VmAreaStruct] = []  # new, or anything in the imprint changed
+        self.gone: list[tuple[int, VmAreaStruct]] = []  # (process, VMA that is no longer mapped)
+        # process to ranges (bytes) where another VMA, another attribute or another page offset stands now
+        self.spans: dict[int, list[tuple[int, int]]] = {}
+        self.leaves: list[Leaf] = []  # stored places (``direct`` of them, first), and all leaves of the spans
+        self.direct = 0
         self.stray: list[Place] = []  # stored places with an entry in a table that no process can reach
 
     # ---- the inverse map
@@ -230,26 +233,47 @@ class Observer:
     def _compare_layout(self, label: int) -> None:
         mm = self.machine.procs.get(label)
         before = self.layouts.get(label) or {}
-        if mm is None:
-            if before:
-                del self.layouts[label]
-                self.gone.extend([(label, vma, was) for vma, was in before.items()])
-            return
         now: dict[VmAreaStruct, Imprint] = {}
-        same = len(before) == len(mm.mm_mt)
-        for vma in mm.mm_mt:
-            new = imprint(vma)
-            now[vma] = new
-            was = before.get(vma)
-            if was is None:
-                self.changed.append(vma)
-                same = False
-            elif was != new:
-                self.changed.append(vma)
-                self.gone.append((label, vma, was))  # its old range; the VMA itself may stand elsewhere
-        if not same:
-            self.gone.extend([(label, vma, was) for vma, was in before.items() if vma not in now])
-        self.layouts[label] = now
+        if mm is not None:
+            for vma in mm.mm_mt:
+                new = now[vma] = (
+                    vma.vm_start,
+                    vma.vm_end,
+                    vma.vm_pgoff,
+                    vma.anon_vma,
+                    vma.vm_flags,
+                    len(vma.anon_vma_chain),
+                )
+                was = before.get(vma)
+                if was != new:
+                    self._note_change(label, vma, was, new)
+        if before and (len(now) != len(before) or self.changed):
+            for vma, was in before.items():
+                if vma not in now:
+                    self.gone.append((label, vma))
+                    self.spans.setdefault(label, []).append((was[0], was[1]))
+        if mm is not None:
+            self.layouts[label] = now
+        elif before:
+            del self.layouts[label]
+
+    def _note_change(self, label: int, vma: VmAreaStruct, was: Imprint | None, new: Imprint) -> None:
+        """The VMA is new (``was`` None), or was different."""
+        self.changed.append(vma)
+        start, end = new[0], new[1]
+        if was is None:
+            self.spans.setdefault(label, []).append((start, end))
+            return
+        old_start, old_end = was[0], was[1]
+        same_place = new[2] - was[2] == start - old_start >> PAGE_SHIFT and was[4] == new[4]
+        same_rmap = was[3] is None or (was[3] is new[3] and was[5] == new[5])
+        if not (same_place and same_rmap):
+            self.spans.setdefault(label, []).append((min(start, old_start), max(end, old_end)))
+            return
+        if start != old_start:
+            self.spans.setdefault(label, []).append((min(start, old_start), max(start, old_start)))
+        if end != old_end:
+            self.spans.setdefault(label, []).append((min(end, old_end), max(end, old_end)))
 
     def _compare_one(self, label: int, address: int) -> None:
         """An access can change no VMA but the one that it meets."""
@@ -261,18 +285,18 @@ class Observer:
             was = layout.get(vma)
             if was != new:
                 layout[vma] = new
-                self.changed.append(vma)
+                self._note_change(label, vma, was, new)
 
     def _compare_layouts(self, ops: Iterable[Op]) -> None:
         self.changed = []
         self.gone = []
-        geometry = self.machine.geometry
+        self.spans = {}
         whole: dict[int, None] = {}
         for op in ops:
             kind = op.kind
             if kind in ACCESSES:
-                if self.machine.store_log and op.proc not in whole:
-                    self._compare_one(op.proc, geometry.arena_start + (op.args[0] << PAGE_SHIFT))
+                if self.stored and op.proc not in whole:
+                    self._compare_one(op.proc, self.machine.geometry.arena_start + (op.args[0] << PAGE_SHIFT))
             elif kind not in _KEEPS_LAYOUT:
                 whole[op.proc] = None
                 if kind == "fork":
@@ -287,15 +311,14 @@ class Observer:
         geometry = self.machine.geometry
         shifts = geometry.shifts
         procs = self.machine.procs
-        leaves = self.leaves = []
-        self.stray = []
-        bases: dict[PageTable, int | None] = {}
+        leaves = self.leaves
+        known: PageTable | None = None
+        base: int | None = None
         for place in self.stored:
             table, slot = place
-            if table in bases:
-                base = bases[table]
-            else:
-                base = bases[table] = table.base(geometry)
+            if table is not known:
+                known = table
+                base = table.base(geometry)
             entry = table.entries.get(slot, 0)
             mm = table.mm
             if base is None or procs.get(mm.label) is not mm:
@@ -304,28 +327,41 @@ class Observer:
             elif entry.__class__ is not PageTable:
                 address = base + (slot << shifts[table.level])
                 leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))  # type: ignore[arg-type]
-        if self.changed or self.gone:
-            self._collect_ranges()
+        self.direct = len(leaves)
+        if self.spans:
+            self._collect_spans()
 
-    def _collect_ranges(self) -> None:
-        spans = [(vma.vm_mm, vma.vm_start, vma.vm_end) for vma in self.changed]
-        for label, _, was in self.gone:
-            mm = self.machine.procs.get(label)
-            if mm is not None:
-                spans.append((mm, was.start, was.end))
-        geometry = self.machine.geometry
+    def _collect_spans(self) -> None:
+        machine = self.machine
+        shifts = machine.geometry.shifts
         seen = dict(self.stored)
-        for mm, start, end in spans:
-            for table, slot, address, entry in leaves_between(mm, geometry, start, end):
-                if (table, slot) not in seen:
-                    seen[table, slot] = None
-                    self.leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))
+        for label, spans in self.spans.items():
+            mm = machine.procs.get(label)
+            if mm is None or not mm.pgd.entries:
+                continue
+            spans.sort()
+            found: list[tuple[PageTable, int, int, int]] = []
+            done = 0
+            for start, end in spans:
+                if end > done:
+                    collect_leaves(mm.pgd, 0, max(start, done), end, shifts, found)
+                    done = end
+            lookup = mm.mm_mt.lookup
+            for table, slot, address, entry in found:
+                place = (table, slot)
+                if place not in seen:
+                    seen[place] = None
+                    self.leaves.append(Leaf(table, slot, mm, address, entry, lookup(address)))
 
     def observe(self, ops: Iterable[Op]) -> None:
         """Take in the step that just ran, whose operations were ``ops``."""
         self._read_log()
         self._compare_layouts(ops)
-        self._collect()
+        self.leaves = []
+        self.direct = 0
+        self.stray = []
+        if self.stored or self.spans:
+            self._collect()
 
     def observe_everything(self) -> None:
         """As ``observe``, with every VMA and every leaf of every process counted as touched.
@@ -334,10 +370,14 @@ class Observer:
         """
         m = self.machine
         self.changed = [vma for mm in m.procs.values() for vma in mm.mm_mt]
+        self.spans = {
+            label: [(vma.vm_start, vma.vm_end) for vma in mm.mm_mt] for label, mm in m.procs.items()
+        }
         self.layouts = {label: {vma: imprint(vma) for vma in mm.mm_mt} for label, mm in m.procs.items()}
         self.gone = []
         self.keys = dict.fromkeys(self.places)
         self.leaves = []
+        self.direct = 0
         for mm in m.procs.values():
             for table, slot, address, entry in leaves_between(mm, m.geometry, 0, 1 << 64):
                 self.leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.hw.pte import PRESENT, PSE, SPECIAL
+from emulator.workload import FOLL_PIN
 from oracle.finding import Finding, finding
 from oracle.observation import KIND_MIGRATION, KIND_SWAP, Leaf, Observer, leaf_key
 
@@ -107,7 +108,8 @@ class RmapOracle:
             rule = "unreachable"
         claim = self._claims.get(folio.pfn)
         if claim is None:
-            who = "new"
+            # made in this very step; then the VMA is to blame if it changed in it
+            who = "folio left behind" if vma in self._observer.changed else "folio made wrong"
         elif claim[0] is not mapping or claim[1] != folio.index:
             who = "folio ahead"
         else:
@@ -127,7 +129,7 @@ class RmapOracle:
 
     def _circumstances(self, folio: Folio, state: str, injected: bool) -> list[str]:
         words = [state]
-        if is_pinned(self._observer, folio):
+        if state == "present" and is_pinned(self._observer, folio):
             words.append("pinned")
         if folio.large:
             words.append("large")
@@ -228,8 +230,8 @@ class RmapOracle:
 
 
 def is_pinned(observer: Observer, folio: Folio) -> bool:
-    """Does a pin or reference that get_user_pages gave out hold the folio now?"""
-    return any(pin.folio is folio for pin in observer.machine.pins.values())
+    """Does a pin (FOLL_PIN) hold the folio now?"""
+    return any(pin.folio is folio and pin.flags & FOLL_PIN for pin in observer.machine.pins.values())
 
 
 def _places(places: list[tuple[int, int]]) -> str:

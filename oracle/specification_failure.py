@@ -12,7 +12,7 @@ alternatives that it may be left in; ``settle`` picks those that the machine sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 from emulator.uapi import MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
     from oracle.specification import Specification
 
+_GROUPS_MANY = 12  # beyond it, states are not enumerated in full
 _CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write"))
 
 Shows = Callable[[int, int, Page | None], bool]
@@ -85,15 +86,15 @@ def _pair(pages: Pages, op: Op, source: int, target: int | None, *, several: boo
     if target is None:
         return [{source: page}]
     group: Group = []
+    if failed:
+        group = [{source: page, target: pages.get(target)}, {source: page, target: None}]
     if several or not failed:
         left = erased(page)
         if op.args[3] & MREMAP_DONTUNMAP:
-            group = [{source: left, target: page}]
+            group.append({source: left, target: page})
         else:
             # the second: the source could not be cut for its unmapping, and stays, empty
-            group = [{source: None, target: page}, {source: left, target: page}]
-    if failed:
-        group += [{source: page, target: pages.get(target)}, {source: page, target: None}]
+            group += [{source: None, target: page}, {source: left, target: page}]
     return group
 
 
@@ -139,7 +140,7 @@ def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Sho
 
 
 def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> Iterator[Specification]:
-    """Every state that ``op`` may have left, as far as one choice is made for all pages of a sort.
+    """The states that ``op`` may have left.
 
     For collisions, where another operation may have come after this one on the same pages, so that the machine
     does not show any more what this one left.
@@ -152,13 +153,30 @@ def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> I
         return
     if impossible(spec, op, ret) is not None:
         return
-    groups = groups_after_failure(spec, op, ret)
-    sizes = sorted({len(group) for group in groups})
-    for choice in product(*map(range, sizes)):
-        pick = dict(zip(sizes, choice, strict=True))
+    for chosen in _choices(groups_after_failure(spec, op, ret)):
         after = spec.copy()
-        _take(after.procs[op.proc], [group[pick[len(group)]] for group in groups])
+        _take(after.procs[op.proc], chosen)
         yield after
+
+
+def _choices(groups: list[Group]) -> Iterator[list[dict[int, Page | None]]]:
+    """Choices of one alternative for each group that change nowhere, once, or (few groups) twice along the way.
+
+    A call in part done is a stretch that is done, one that failed, and one that was not reached.
+    """
+    count = len(groups)
+    widths = [len(group) - 1 for group in groups]
+    most = max(widths, default=0) + 1
+    for changes in range(3 if count <= _GROUPS_MANY else 2):
+        for cuts in combinations(range(1, count), changes):
+            bounds = (0, *cuts, count)
+            for picks in product(range(most), repeat=changes + 1):
+                if any(a == b for a, b in pairwise(picks)):
+                    continue
+                stretches = zip(pairwise(bounds), picks, strict=True)
+                yield [
+                    groups[i][min(pick, widths[i])] for (start, end), pick in stretches for i in range(start, end)
+                ]
 
 
 def _take(pages: Pages, chosen: list[dict[int, Page | None]]) -> None:

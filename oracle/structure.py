@@ -41,16 +41,12 @@ class StructureOracle:
     def check(self, step: int) -> list[Finding]:
         """Judge what the last step touched (or everything, after ``observe_everything``)."""
         found: list[Finding] = []
-        mms: dict[int, MmStruct] = {}
-        for vma in self._observer.changed:
-            mms[vma.vm_mm.label] = vma.vm_mm
-        procs = self._observer.machine.procs
-        for label, _, _ in self._observer.gone:
-            if label in procs:
-                mms[label] = procs[label]
-        for mm in mms.values():
-            self._check_tree(mm, step, found)
-        for leaf in self._observer.leaves:
+        observer = self._observer
+        for label in observer.spans:
+            mm = observer.machine.procs.get(label)
+            if mm is not None:
+                self._check_tree(mm, step, found)
+        for leaf in observer.leaves:
             if leaf.entry:
                 self._check_leaf(leaf, step, found)
         return found

@@ -37,24 +37,18 @@ class TlbOracle:
         tlbs = [(cpu, tlb.entries) for cpu, tlb in enumerate(machine.tlbs) if tlb.entries]
         if not tlbs:
             return found
-        for table, slot in observer.stored:
-            if table.level:
-                continue  # huge: by range, below
-            mm = table.mm
-            base = table.base(machine.geometry)
-            if base is not None:
-                page = (base >> PAGE_SHIFT) + slot
-                key = (mm.asid, page)
-                for cpu, entries in tlbs:
-                    cached = entries.get(key)
-                    if cached is not None:
-                        entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]
-                        self._compare(mm, cpu, page, cached, entry, step, found)
         spans = dict.fromkeys(observer.ranges)
-        for leaf in observer.leaves:
+        for leaf in observer.leaves[: observer.direct]:
             if leaf.table.level:
                 size = 1 << machine.geometry.shifts[leaf.table.level]
                 spans[leaf.mm, leaf.address, leaf.address + size] = None
+                continue
+            page = leaf.address >> PAGE_SHIFT
+            key = (leaf.mm.asid, page)
+            for cpu, entries in tlbs:
+                cached = entries.get(key)
+                if cached is not None and cached != leaf.entry:
+                    self._compare(leaf.mm, cpu, page, cached, leaf.entry, step, found)
         for mm, start, end in spans:
             for cpu, entries in tlbs:
                 self._check_range(mm, cpu, start >> PAGE_SHIFT, end >> PAGE_SHIFT, entries, step, found)

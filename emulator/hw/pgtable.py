@@ -51,11 +51,11 @@ class PageTable:
             del entries[slot]
         else:
             entries[slot] = entry
-        if old.__class__ is PageTable and old.parent is self and old.slot == slot:  # type: ignore[union-attr]
-            old.parent = None  # type: ignore[union-attr]
+        if old.__class__ is PageTable and old.parent is self and old.slot == slot:
+            old.parent = None
         if entry.__class__ is PageTable:
-            entry.parent = self  # type: ignore[union-attr]
-            entry.slot = slot  # type: ignore[union-attr]
+            entry.parent = self
+            entry.slot = slot
         self.log.append((self, slot, old, entry))
 
     def base(self, geometry: Geometry) -> int | None:
@@ -99,4 +99,4 @@ def walk_slot(mm: MmStruct, geometry: Geometry, address: int) -> tuple[PageTable
         entry = table.entries.get(slot, 0)
         if level == LEVEL_PTE or entry.__class__ is not PageTable:
             return table, slot, entry  # type: ignore[return-value]
-        table = entry  # type: ignore[assignment]
+        table = entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
-from emulator.mm import mmap, munmap, rmap, vma
+from emulator.mm import gup_populate, mmap, munmap, rmap, vma
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, MmStruct, VmAreaStruct
 from emulator.uapi import EFAULT, ENOMEM, EPERM
 
@@ -22,6 +22,9 @@ def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int
         vmg.prev = prev
         vmg.just_expand = True
         area = vma.vma_merge_new_range(vmg)
+        if vmg.state == vma.VMA_MERGE_ERROR_NOMEM:
+            mm.machine.committed -= pages
+            return -ENOMEM
     if area is None:
         area = VmAreaStruct(mm, addr, addr + length, addr >> PAGE_SHIFT, vm_flags)
         if mm.machine.should_fail("vm_area_alloc") or vma.vma_link(area):
@@ -37,10 +40,13 @@ def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int
 def sys_brk(mm: MmStruct, brk: int) -> int:
     """brk(2) as the kernel has it: returns the break afterwards, the old one when it could not be moved."""
     mm.mmap_lock.down_write()
+    old = page_align(mm.brk)
     if brk >= mm.start_brk and move_brk(mm, brk):
         mm.brk = brk
     result = mm.brk
     mm.mmap_lock.up_write()
+    if mm.def_flags & VM_LOCKED and page_align(result) > old:
+        gup_populate.mm_populate(mm, old, page_align(result) - old)
     return result
 
 

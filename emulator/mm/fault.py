@@ -10,7 +10,7 @@ from emulator.geometry import LEVEL_PTE, PAGE_MASK, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import ACCESSED, DIRTY, EXEC, PFN_SHIFT, PRESENT, PSE, RW, USER, is_migration
 from emulator.mm import brk, memory, pgtable_generic
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_GROWSDOWN, VM_WRITE, Folio, MmStruct
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE, Folio, MmStruct
 from emulator.uapi import OOM_KILLED, SIGBUS, SIGSEGV
 
 FAULTS_PER_ACCESS_MAX = 64  # a bound on faults that make no progress
@@ -37,7 +37,7 @@ def access(mm: MmStruct, addr: int, flags: int) -> tuple[Folio, int] | int:
             pte = hardware_walk(mm, addr, permission)
             if not pte:
                 tlb.pop(key, None)
-                signal = do_user_addr_fault(mm, addr, flags)
+                signal = do_user_addr_fault(mm, addr, flags, is_translated(mm, addr))
                 if signal:
                     return signal
                 continue
@@ -64,7 +64,13 @@ def hardware_walk(mm: MmStruct, addr: int, permission: int) -> int:
     return marked
 
 
-def do_user_addr_fault(mm: MmStruct, addr: int, flags: int) -> int:
+def is_translated(mm: MmStruct, addr: int) -> bool:
+    """X86_PF_PROT of the error code: there is a translation, and it forbids the access."""
+    entry = walk_slot(mm, mm.machine.geometry, addr)[2]
+    return entry & (PRESENT | USER) == PRESENT | USER
+
+
+def do_user_addr_fault(mm: MmStruct, addr: int, flags: int, present: bool) -> int:
     """Handle the fault. 0 when the access shall be tried again, else the signal."""
     m = mm.machine
     m.sched.point("fault.begin")
@@ -84,7 +90,7 @@ def do_user_addr_fault(mm: MmStruct, addr: int, flags: int) -> int:
             mm.mmap_lock.up_read()
             return SIGSEGV
     assert area is not None
-    if access_error(area.vm_flags, flags):
+    if access_error(area.vm_flags, flags, present):
         mm.mmap_lock.up_read()
         return SIGSEGV
     result = memory.handle_mm_fault(area, addr & PAGE_MASK, flags)
@@ -102,13 +108,15 @@ def do_user_addr_fault(mm: MmStruct, addr: int, flags: int) -> int:
     return 0
 
 
-def access_error(vm_flags: int, flags: int) -> bool:
-    """Does the VMA forbid the access? x86 reads whatever is mapped with any permission."""
+def access_error(vm_flags: int, flags: int, present: bool) -> bool:
+    """Does the VMA forbid the access? x86 reads whatever is mapped with any permission.
+
+    An instruction fetch is a read: from memory that is not executable it brings the page in, and only the fetch
+    after that, which finds the page present, is refused.
+    """
     if flags & memory.FAULT_FLAG_WRITE:
         return not vm_flags & VM_WRITE
-    if flags & memory.FAULT_FLAG_INSTRUCTION:
-        return not vm_flags & VM_EXEC
-    return not vm_flags & VM_ACCESS_FLAGS
+    return present or not vm_flags & VM_ACCESS_FLAGS
 
 
 def wait_for_migration(mm: MmStruct, addr: int) -> None:

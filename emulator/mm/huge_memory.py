@@ -264,6 +264,7 @@ def copy_huge_pmd(
         dst_pmd.ptl.unlock()
         split_huge_pmd(src_vma, src_pmd, slot, addr)
         return -EAGAIN
+    m.sched.point("fork.pmd_shared")
     entry &= ~RW
     src_pmd.set(slot, entry)
     m.sched.point("fork.pmd_write_protected")

@@ -23,6 +23,7 @@ from emulator.mm import (
     rmap,
     rmap_counts,
     swap,
+    vma_exec,
 )
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_MAYWRITE, VM_SHARED, VM_WRITE, Folio, MmStruct, VmAreaStruct
@@ -202,6 +203,8 @@ def do_cow_fault(vmf: VmFault) -> int:
 def do_fault(vmf: VmFault) -> int:
     """Nothing is mapped in a file mapping (do_read_fault, do_shared_fault, do_cow_fault)."""
     vma = vmf.vma
+    if vma.vm_file is None:
+        return vma_exec.special_mapping_fault(vmf)
     shared = vma.vm_flags & VM_SHARED
     write = vmf.flags & FAULT_FLAG_WRITE
     if write and not shared:

@@ -96,6 +96,7 @@ def copy_present_pte(copy: PteCopy, slot: int, addr: int, pte: int) -> int:
         elif rmap_counts.folio_try_dup_anon_rmap_pte(folio, page, copy.dst_vma, copy.src_vma):
             swap.folio_put(m, folio)
             return copy_present_page(copy, slot, addr, folio, page)
+        m.sched.point("fork.pte_shared")
     if copy.cow and pte & RW:
         pte &= ~RW
         copy.src.set(slot, pte)

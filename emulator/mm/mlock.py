@@ -5,23 +5,18 @@ Locked pages are not on an LRU list of their own here: reclaim looks at VM_LOCKE
 
 from __future__ import annotations
 
-from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
-from emulator.mm import memory, mmap, vma
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
+from emulator.mm import gup_populate, vma
 from emulator.mm_types import (
-    VM_ACCESS_FLAGS,
     VM_HUGETLB,
-    VM_IO,
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_LOCKONFAULT,
-    VM_PFNMAP,
-    VM_SHARED,
     VM_SPECIAL,
-    VM_WRITE,
     MmStruct,
     VmAreaStruct,
 )
-from emulator.uapi import EAGAIN, EINVAL, ENOMEM
+from emulator.uapi import EINVAL, ENOMEM
 
 MLOCK_ONFAULT = 1
 MCL_CURRENT = 1
@@ -75,28 +70,6 @@ def apply_vma_lock_flags(mm: MmStruct, start: int, length: int, flags: int) -> i
     return 0
 
 
-def populate(mm: MmStruct, start: int, length: int) -> int:
-    """__mm_populate: fault the range in, write faults where private memory may be written. 0 or -errno.
-
-    Stops at the first failure; what may not be accessed at all is one.
-    """
-    mm.mmap_lock.down_read()
-    for area in mm.mm_mt.overlapping(start, start + length):
-        if area.vm_flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
-            continue
-        if not area.vm_flags & VM_ACCESS_FLAGS:
-            mm.mmap_lock.up_read()
-            return -ENOMEM
-        flags = memory.FAULT_FLAG_WRITE if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
-        for address in range(max(start, area.vm_start), min(start + length, area.vm_end), PAGE_SIZE):
-            fault = memory.handle_mm_fault(area, address, flags)
-            if fault:
-                mm.mmap_lock.up_read()
-                return -EAGAIN if fault & memory.VM_FAULT_OOM else -ENOMEM
-    mm.mmap_lock.up_read()
-    return 0
-
-
 def do_mlock(mm: MmStruct, start: int, length: int, flags: int) -> int:
     """Lock, then fault the range in. RLIMIT_MEMLOCK does not limit us: we are root."""
     length = page_align(length + (start & ~PAGE_MASK))
@@ -104,7 +77,10 @@ def do_mlock(mm: MmStruct, start: int, length: int, flags: int) -> int:
     mm.mmap_lock.down_write()
     error = apply_vma_lock_flags(mm, start, length, flags)
     mm.mmap_lock.up_write()
-    return error or populate(mm, start, length)
+    if error:
+        return error
+    error = gup_populate._mm_populate(mm, start, length, ignore_errors=False)
+    return gup_populate.mlock_posix_error_return(error)
 
 
 def sys_mlock(mm: MmStruct, start: int, length: int) -> int:
@@ -155,7 +131,7 @@ def sys_mlockall(mm: MmStruct, flags: int) -> int:
     apply_mlockall_flags(mm, flags)
     mm.mmap_lock.up_write()
     if flags & MCL_CURRENT:
-        mmap.mm_populate(mm, 0, mm.machine.geometry.task_size)
+        gup_populate.mm_populate(mm, 0, mm.machine.geometry.task_size)
     return 0
 
 

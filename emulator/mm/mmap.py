@@ -5,8 +5,8 @@ Limits and accounting that the system calls share stand here too.
 
 from __future__ import annotations
 
-from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
-from emulator.mm import memory, munmap, vma
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
+from emulator.mm import gup_populate, munmap, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -51,6 +51,7 @@ from emulator.uapi import (
 )
 
 GENERIC_FILE_VM_OPS = VmOps("generic_file")
+MAX_LFS_FILESIZE = (1 << 63) - 1  # bytes
 
 
 # ---- limits and accounting
@@ -94,18 +95,6 @@ def security_vm_enough_memory(mm: MmStruct, pages: int) -> int:
     return 0
 
 
-def mm_populate(mm: MmStruct, start: int, length: int) -> None:
-    """Fault [start, start+length) in, as far as that goes; errors are ignored (mm/gup.c)."""
-    mm.mmap_lock.down_read()
-    for area in mm.mm_mt.overlapping(start, start + length):
-        flags = memory.FAULT_FLAG_WRITE if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
-        if not area.vm_flags & VM_ACCESS_FLAGS:
-            continue
-        for address in range(max(start, area.vm_start), min(start + length, area.vm_end), PAGE_SIZE):
-            memory.handle_mm_fault(area, address, flags)
-    mm.mmap_lock.up_read()
-
-
 # ---- choosing an address
 
 
@@ -123,16 +112,23 @@ def low_limit(mm: MmStruct) -> int:
 
 
 def vm_unmapped_area_topdown(mm: MmStruct, length: int, high: int) -> int:
-    """The highest free range of ``length`` bytes below ``high``, or -ENOMEM."""
+    """The highest free range of ``length`` bytes below ``high``, or -ENOMEM.
+
+    The VMA above a hole may want a guard gap below it: then the hole ends where that gap begins.
+    """
     low = low_limit(mm)
     ceiling = high
     while ceiling - length >= low:
         below = mm.mm_mt.prev_of(ceiling)
-        if below is None:
+        floor = below.vm_end if below is not None else 0
+        if floor > ceiling - length:
+            assert below is not None
+            ceiling = below.vm_start
+            continue
+        above = mm.mm_mt.find(floor)
+        if above is None or vm_start_gap(above) >= ceiling:
             return ceiling - length
-        if below.vm_end <= ceiling - length:
-            return ceiling - length
-        ceiling = min(ceiling, vm_start_gap(below))
+        ceiling = vm_start_gap(above)
     return -ENOMEM
 
 
@@ -297,8 +293,6 @@ def do_mmap(
         if addr:
             addr = max(addr, low_limit(mm))
     length = page_align(length)
-    if pgoff + (length >> PAGE_SHIFT) >= 1 << 52:
-        return -EOVERFLOW
     if mm.map_count > mm.machine.profile.max_map_count:
         return -ENOMEM
     vm_flags = calc_vm_prot_bits(prot) | mm.def_flags | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
@@ -317,6 +311,8 @@ def do_mmap(
     if not mlock_future_ok(mm, bool(vm_flags & VM_LOCKED), length):
         return -EAGAIN
     if file is not None:
+        if pgoff > (MAX_LFS_FILESIZE - length) >> PAGE_SHIFT:
+            return -EOVERFLOW
         more = file_flags(file, flags, prot)
         if more < 0:
             return more
@@ -346,6 +342,6 @@ def sys_mmap(
     mm.machine.sched.point("mmap.locked")
     result = do_mmap(mm, file, addr, length, prot, flags, offset >> PAGE_SHIFT)
     mm.mmap_lock.up_write()
-    if result >= 0 and flags & (MAP_POPULATE | MAP_LOCKED):
-        mm_populate(mm, result, page_align(length))
+    if result >= 0 and (flags & (MAP_POPULATE | MAP_LOCKED) or mm.def_flags & VM_LOCKED):
+        gup_populate.mm_populate(mm, result, page_align(length))
     return result

@@ -40,6 +40,7 @@ from emulator.uapi import (
     PROT_GROWSDOWN,
     PROT_GROWSUP,
     PROT_READ,
+    PROT_SEM,
     PROT_WRITE,
 )
 
@@ -186,7 +187,7 @@ def sys_mprotect(mm: MmStruct, start: int, length: int, prot: int) -> int:
     end = start + page_align(length)
     if end <= start:
         return -ENOMEM
-    if prot & ~(growth | PROT_READ | PROT_WRITE | PROT_EXEC):
+    if prot & ~(growth | PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
         return -EINVAL
     mm.mmap_lock.down_write()
     mm.machine.sched.point("mprotect.locked")

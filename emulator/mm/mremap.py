@@ -6,7 +6,7 @@ The page-table half of mm/mremap.c stands in ``mremap_tables.py``.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import mmap, mremap_tables, munmap, rmap, vma
+from emulator.mm import gup_populate, mmap, mremap_tables, munmap, rmap, vma
 from emulator.mm_types import (
     VM_ACCOUNT,
     VM_DONTEXPAND,
@@ -434,7 +434,7 @@ def do_mremap(vrm: VmaRemapStruct) -> int:
             result = mremap_to(vrm) if vrm_implies_new_addr(vrm) else mremap_at(vrm)
     mm.mmap_lock.up_write()
     if result >= 0 and vrm.populate_expand:
-        mmap.mm_populate(mm, vrm.new_addr + vrm.old_len, vrm.delta)
+        gup_populate.mm_populate(mm, vrm.new_addr + vrm.old_len, vrm.delta)
     return result
 
 

@@ -24,7 +24,7 @@ def find_table(mm: MmStruct, addr: int, level: int) -> PageTable | None:
         entry = table.entries.get((addr >> g.shifts[table.level]) & g.index_mask, 0)
         if entry.__class__ is not PageTable:
             return None
-        table = entry  # type: ignore[assignment]
+        table = entry
     return table
 
 
@@ -43,7 +43,7 @@ def alloc_table(mm: MmStruct, addr: int, level: int) -> PageTable | None:
             table.set(slot, entry)
         if entry.__class__ is not PageTable:
             return None
-        table = entry  # type: ignore[assignment]
+        table = entry
     return table
 
 

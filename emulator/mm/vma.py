@@ -410,9 +410,9 @@ def vma_expand(vmg: VmaMergeStruct) -> int:
     if not error and vmg.copied_from is not None:
         # a faulted range that lands on an unfaulted target brings its anon_vma along
         error = dup_anon_vma(vmg, target, vmg.copied_from)
-    if not error:
-        error = commit_merge(vmg, [(target, vmg.start, vmg.end, vmg.pgoff)], removed)
     if error:
+        return error  # not reported in the state: callers go on without the merge
+    if commit_merge(vmg, [(target, vmg.start, vmg.end, vmg.pgoff)], removed):
         abort_merge(vmg)
         return -ENOMEM
     target.vm_flags |= sticky & vmg.mm.machine.profile.vm_ignore_merge

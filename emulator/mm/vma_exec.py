@@ -6,8 +6,17 @@ Bytes. The functions of the kernel's loader: a recorded exec is replayed with th
 from __future__ import annotations
 
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
+from emulator.hw.pte import ACCESSED, SPECIAL, mk_pte
 from emulator.mm import brk, huge_memory, memory, memory_zap, mmap, mremap_tables, rmap, vma
-from emulator.mm_types import VM_ACCOUNT, VM_DONTEXPAND, VM_LOCKED_MASK, VM_STACK, MmStruct, VmAreaStruct, VmOps
+from emulator.mm_types import (
+    VM_ACCOUNT,
+    VM_DONTEXPAND,
+    VM_LOCKED_MASK,
+    VM_STACK,
+    MmStruct,
+    VmAreaStruct,
+    VmOps,
+)
 from emulator.uapi import EFAULT, ENOMEM
 
 VM_STACK_FLAGS = VM_STACK | vma.VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT
@@ -112,3 +121,16 @@ def install_special_mapping(mm: MmStruct, addr: int, length: int, vm_flags: int)
         return None
     mmap.vm_stat_account(mm, vm_flags, length >> PAGE_SHIFT)
     return area
+
+
+def special_mapping_fault(vmf: memory.VmFault) -> int:
+    """Map a page of the kernel's own: no folio is accounted, as for the zero page. A write to it then copies it."""
+    result = memory.pte_alloc(vmf)
+    if result:
+        return result
+    if not memory.pte_lock_same(vmf):
+        return memory.VM_FAULT_NOPAGE
+    flags = vma.vm_page_prot(vmf.vma.vm_flags) | ACCESSED | SPECIAL
+    vmf.table.set(vmf.slot, mk_pte(vmf.m.phys.zero_folio.pfn, flags))
+    vmf.table.ptl.unlock()
+    return 0

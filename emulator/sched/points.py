@@ -30,20 +30,47 @@ POINTS: Final[dict[str, str]] = {
     "fork.folio_allocated": "a page for a pinned page's copy is allocated, no lock held",
     "fork.page_copied": "a page that may be pinned is copied for the child, under both page-table locks",
     "fork.pmd_copied": "the child shares a huge page, under both PMD locks",
+    "fork.pmd_shared": "a huge page is not exclusive any more, the entry still as it was",
     "fork.pmd_write_protected": "a huge page is read-only in the parent, the child has no entry yet",
     "fork.pte_copied": "one entry is copied, under both page-table locks",
+    "fork.pte_shared": "a page is mapped once more and not exclusive, the entry still as it was",
     "fork.pte_write_protected": "an entry is read-only in the parent, the child has none yet",
     "fork.ptes_locked": "the page-table locks of parent and child are held",
     "fork.write_protect_begin": "write_protect_seq of the parent is odd",
+    # GUP
+    "gup_fast.done": "the fast path is over, with the page or without",
+    "gup_fast.folio_grabbed": "the reference or pin is taken, the entry not read again yet; interrupts are off",
+    "gup_fast.pmd_read": "the PMD entry has been read; interrupts are off",
+    "gup_fast.pte_read": "the PTE has been read, no reference taken; interrupts are off",
+    "gup_fast.walked": "the walk is over, interrupts are on; write_protect_seq is not looked at again yet",
+    "gup_slow.faulting": "nothing suitable is mapped: a fault is about to be handled, under mmap_lock",
+    "gup_slow.locked": "mmap_lock is held for reading",
+    # madvise
+    "madvise.guard_zap": "pages stand where a guard region is to be installed; they are not zapped yet",
+    "madvise.locked": "mmap_lock is held, for reading or writing as the advice needs",
     # migration
+    "migrate.copied": "the contents are in the new folio, which has not taken the old one's place yet",
+    "migrate.entries_removed": "no migration entry is left; old and new folio are still locked",
     "migrate.entry_set": "a migration entry has taken the place of a page, under the lock",
+    "migrate.folio_locked": "the folio to migrate and the one it goes to are locked, nothing is unmapped",
+    "migrate.isolated": "the folio to migrate is off the LRU, not locked",
     "migrate.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",
+    "migrate.unmapped": "every mapping has become a migration entry, nothing is copied",
     # mprotect
     "mprotect.pmd_changed": "the entry of a huge page has other permissions, not flushed",
     # mremap
     "mremap.pmd_cleared": "a huge page's entry is cleared in the old place and not yet in the new",
+    # reclaim
+    "reclaim.added_to_swap": "the folio is in the swap cache, and still mapped",
+    "reclaim.before_free": "the folio is unmapped and clean; its references are about to be counted",
+    "reclaim.folio_locked": "the folio to reclaim is locked, nothing done to it",
+    "reclaim.isolated": "the folio to reclaim is off the LRU, not locked",
+    "reclaim.unmapped": "every mapping has become a swap entry that could",
+    "reclaim.written": "the folio is written out and unlocked",
     # rmap walks
     "rmap.walk_next": "the next VMA of an rmap walk is about to be visited",
+    # swap
+    "swapin.allocated": "a folio for a swapped-out page is allocated, not in the swap cache, no lock held",
     # huge pages
     "thp.folio_split": "a large folio has become small ones, all mapped again",
     "thp.folio_unmapped": "a large folio that is to be split has migration entries, its references not looked at",
@@ -53,6 +80,8 @@ POINTS: Final[dict[str, str]] = {
     # unmapping for reclaim
     "unmap.page_unmapped": "a swap entry has taken the place of a page (a file's page: nothing has)",
     "unmap.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",
+    # giving back what GUP took
+    "unpin.dirtied": "the folio is dirty if it was pinned for writing; it is not unpinned yet",
     # zapping
     "zap.before_flush": "entries are cleared, TLBs not flushed",
     "zap.flushed": "TLBs are flushed, the pages not freed",

@@ -1,12 +1,13 @@
 """How fast workloads run, and what instrumentation costs: ``vmafuzz bench``.
 
-Every mode runs the same generated workloads with all oracles, inside ``atheris.Fuzz``, in a fresh process:
+Every mode does what a campaign does, in the same order on the same generated workloads, in a fresh process inside
+``atheris.Fuzz``: a mutation, the run with all oracles, the features for the engine.
 
 ========= =============================================================================================
 ``none``  no instrumentation, nothing handed to the engine
 ``own``   what a campaign does: counters of ours and state features, handed over once a run
 ``stock`` Atheris's own instrumentation of ``emulator/`` (branches and comparisons), kernel image included
-``all``   the same of everything that a run executes, oracles and codec too: what ``instrument_imports`` does
+``all``   the same of everything that a run executes, oracles and mutator too: what ``instrument_imports`` does
 ========= =============================================================================================
 """
 
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -38,7 +40,7 @@ class Speed(NamedTuple):
     mode: str
     execs: int
     steps: int  # that were run: a workload whose promise breaks ends there
-    seconds: float
+    seconds: float  # of CPU time, so that what else runs on the machine counts little
 
     @property
     def execs_per_second(self) -> float:
@@ -78,22 +80,32 @@ def main() -> None:
     elif mode == "stock":
         with atheris.instrument_imports(include=["emulator"]):
             import_module("oracle.judge")
+    from fuzz import designs
+    from fuzz.campaign.breeding import SIZE_MAX, Breeder
+    from fuzz.campaign.worker import tune_garbage_collector
+    from fuzz.workload import wire
+
     run = _runner(mode, request["design"])
+    tune_garbage_collector()
     workloads = _workloads(request["design"], request["seed"])
-    hand_over, base = _handing_over(atheris, run.feedback)
+    inputs = [wire.encode(workload) for workload in workloads]
+    breeder = Breeder(designs.find(request["design"]).mremap_flags)
+    hand_over = _handing_over(atheris, run.feedback)
 
     def one_input(data: bytes) -> None:
         """The engine's first input: everything is measured in here, past the engine's own work on inputs."""
         for workload in workloads:  # warm, as Python specialises code while it runs
             run.judge.run(workload)
-            hand_over(base)
+            hand_over()
         execs = steps = 0
-        started = time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds:
-            for workload in workloads[execs % len(workloads) :][:_BATCH]:
-                steps += run.judge.run(workload).steps_run
-                hand_over(base)
-                execs += 1
+        started = time.process_time()
+        while (elapsed := time.process_time() - started) < seconds:
+            for number in range(execs, execs + _BATCH):
+                place = number % len(workloads)
+                breeder.mutate(inputs[place], SIZE_MAX, number)
+                steps += run.judge.run(workloads[place]).steps_run
+                hand_over()
+            execs += _BATCH
         print(json.dumps(Speed(mode, execs, steps, elapsed)._asdict()), flush=True)
         os._exit(0)
 
@@ -145,17 +157,18 @@ def _workloads(design: str, seed: int) -> list[Any]:
     return [generator.generate(STEPS) for _ in range(WORKLOADS)]
 
 
-def _handing_over(atheris: Any, feedback: Any) -> tuple[Any, int]:
+def _handing_over(atheris: Any, feedback: Any) -> Callable[[], None]:
+    """What a worker does after each run."""
     if feedback is None:
-        return lambda base: None, 0
+        return lambda: None
     numbers = [atheris._reserve_counter() for _ in range(feedback.size)]
 
-    def hand_over(base: int) -> None:
-        trace = atheris._trace_branch
-        for number in feedback.take():
-            trace(base + number)
+    def hand_over() -> None:
+        features = feedback.take()
+        feedback.hand_over(features, atheris._trace_branch, numbers[0])
+        feedback.note(features)
 
-    return hand_over, numbers[0]
+    return hand_over
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Coverage counters of our own, compiled into the kernel code of one image.
 
-A pass over the syntax tree puts one cheap statement at every function entry and at the start of every branch of
+A pass over the syntax tree puts one cheap call at every function entry and at the start of every branch of
 ``emulator/mm`` and of the design's files, and of nothing else. Atheris's own bytecode instrumentation makes the
 emulator several times slower (``vmafuzz bench instrumentation`` measures by how much).
 
-The statement appends ``None`` to the list of its site: 11 ns, where ``hits[n] += 1`` takes 24 ns. The length of
-the list is the count, which ``take`` puts into eight buckets as libFuzzer and AFL do: plain hit flags lose bugs
-that counts find.
+The call appends the number of its site to a list. ``take`` counts the list and puts the counts into eight buckets as
+libFuzzer and AFL do: plain hit flags lose bugs that counts find. Measured on workloads of 16 steps: this costs 0.2 ms
+a run, ``hits[n] += 1`` with a scan of all sites or a list for each site 0.3 ms.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from __future__ import annotations
 import ast
 import weakref
 import zlib
-from itertools import compress, count
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 BUCKETS: Final = 8
 COUNT_MAX: Final = 128  # 128 and more are one bucket
 
-_SITE: Final = "_vmafuzz_site_"
+_HIT: Final = "_vmafuzz_hit"
+_TRACE_MAX: Final = 1 << 16  # counts below are one look-up
 _JUMPS: Final = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 
 
@@ -32,7 +35,7 @@ def _bucket(count: int) -> int:
     raise ValueError("a count of 0 is no hit")
 
 
-_BUCKET_OF: Final = tuple([0] + [_bucket(count) for count in range(1, COUNT_MAX + 1)])
+_BUCKET_OF: Final = bytes([0] + [_bucket(min(count, COUNT_MAX)) for count in range(1, _TRACE_MAX)])
 
 
 class Site(NamedTuple):
@@ -50,8 +53,7 @@ class Counters:
         self._key = next(_KEYS)
         _LIVING[self._key] = self
         self.sites: list[Site] = []
-        self._hits: list[list[None]] = []
-        self._numbers: range = range(0)
+        self._trace: list[int] = []  # BUCKETS * number of each site that was passed
         self._crc = 0
 
     @property
@@ -67,36 +69,32 @@ class Counters:
     def transform(self, tree: ast.Module, filename: str) -> ast.Module:
         """Put counters into one source file (an ``emulator.image.Transform``)."""
         self._crc = zlib.crc32(ast.dump(tree).encode(), zlib.crc32(Path(filename).name.encode(), self._crc))
-        first = len(self.sites)
         inserter = _Inserter(self.sites, filename)
         for statement in tree.body:
             if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):  # what runs at import is no branch
                 inserter.visit(statement)
-        self._hits += [[] for _ in range(first, len(self.sites))]
-        tree.body.insert(_after_header(tree), self._binding(first, len(self.sites)))
-        self._numbers = range(len(self.sites))
+        tree.body.insert(_after_header(tree), self._binding())
         return ast.fix_missing_locations(tree)
 
-    def _binding(self, first: int, end: int) -> ast.stmt:
-        """The statement that gives a module the counters first ... end - 1 as globals."""
-        source = f"__import__({__name__!r}, fromlist=('bind',)).bind(globals(), {self._key}, {first}, {end})"
+    def _binding(self) -> ast.stmt:
+        """The statement that gives a module its ``_vmafuzz_hit``."""
+        source = f"{_HIT} = __import__({__name__!r}, fromlist=('hit_function',)).hit_function({self._key})"
         return ast.parse(source).body[0]
 
-    def bind(self, namespace: dict[str, Any], first: int, end: int) -> None:
-        """What that statement does: one ``list.append`` for each site."""
-        for number in range(first, end):
-            namespace[f"{_SITE}{number}"] = self._hits[number].append
+    @property
+    def hit(self) -> Callable[[int], None]:
+        """What instrumented code calls."""
+        return self._trace.append
 
     def take(self) -> list[int]:
-        """The features of the run since the last call, in order; the counters are zero afterwards."""
-        taken = []
-        hits = self._hits
-        for number in compress(self._numbers, hits):
-            hit = hits[number]
-            count = len(hit)
-            hit.clear()
-            taken.append(number * BUCKETS + _BUCKET_OF[count if count < COUNT_MAX else COUNT_MAX])
-        return taken
+        """The features of the run since the last call, in the order of their sites' first hits."""
+        counts = Counter(self._trace)
+        self._trace.clear()
+        buckets = _BUCKET_OF
+        try:
+            return [site + buckets[count] for site, count in counts.items()]
+        except IndexError:
+            return [site + buckets[min(count, COUNT_MAX)] for site, count in counts.items()]
 
 
 # The instrumented source finds its counters through a number, as a syntax tree cannot hold an object.
@@ -104,9 +102,9 @@ _KEYS: Final = count()
 _LIVING: Final[weakref.WeakValueDictionary[int, Counters]] = weakref.WeakValueDictionary()
 
 
-def bind(namespace: dict[str, Any], key: int, first: int, end: int) -> None:
+def hit_function(key: int) -> Callable[[int], None]:
     """Called by instrumented modules when they are loaded."""
-    _LIVING[key].bind(namespace, first, end)
+    return _LIVING[key].hit
 
 
 def _after_header(tree: ast.Module) -> int:
@@ -128,16 +126,16 @@ def _is_docstring(statement: ast.stmt) -> bool:
 
 
 class _Inserter(ast.NodeTransformer):
-    """Puts ``_vmafuzz_site_N(None)`` where a path of the code begins."""
+    """Puts ``_vmafuzz_hit(N)`` where a path of the code begins."""
 
     def __init__(self, sites: list[Site], path: str) -> None:
         self._sites = sites
         self._path = path
 
     def _call(self, at: ast.AST, what: str) -> ast.Call:
-        name = f"{_SITE}{len(self._sites)}"
+        number = BUCKETS * len(self._sites)
         self._sites.append(Site(self._path, getattr(at, "lineno", 0), what))
-        call = ast.Call(ast.Name(name, ast.Load()), [ast.Constant(None)], [])
+        call = ast.Call(ast.Name(_HIT, ast.Load()), [ast.Constant(number)], [])
         return ast.copy_location(call, at)
 
     def _hit(self, at: ast.AST, what: str) -> ast.stmt:
@@ -186,7 +184,7 @@ class _Inserter(ast.NodeTransformer):
         return node
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        """``a and b`` to ``a and (hit(None) or b)``: the hit is None, so the value stays that of b."""
+        """``a and b`` to ``a and (hit(N) or b)``: the hit is None, so the value stays that of b."""
         what = "and" if isinstance(node.op, ast.And) else "or"
         first, *rest = node.values
         values = [self.visit(first)]
@@ -203,11 +201,17 @@ class _Inserter(ast.NodeTransformer):
         return node
 
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
-        """Visit the statements; what follows a branch that leaves the block is a path of its own."""
+        """Visit the statements; what follows the last branch that leaves the block is a path of its own.
+
+        (What follows an earlier one has the counts of that path and of the branches between.)
+        """
+        last = -1
+        for index, statement in enumerate(statements[:-1]):
+            if isinstance(statement, ast.If) and not statement.orelse and isinstance(statement.body[-1], _JUMPS):
+                last = index
         block: list[ast.stmt] = []
         for index, statement in enumerate(statements):
-            leaves = isinstance(statement, ast.If) and isinstance(statement.body[-1], _JUMPS)
             block.append(self.visit(statement))
-            if leaves and not statement.orelse and index + 1 < len(statements):  # type: ignore[attr-defined]
+            if index == last:
                 block.append(self._hit(statements[index + 1], "after"))
         return block

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fuzz.feedback.counters import Counters
@@ -21,36 +23,34 @@ class Feedback:
         self.counters = counters
         self.states = States(image)
         self.size = POOL + counters.features
-        self.seen = bytearray(self.size)
+        self._seen: set[int] = set()
 
     def take(self) -> list[int]:
-        """The features of the run since the last call, ascending."""
+        """The features of the run since the last call."""
         features = self.states.take()
         features += [POOL + number for number in self.counters.take()]
         return features
 
+    def hand_over(self, features: list[int], trace_branch: Callable[[int], None], base: int) -> None:
+        """Count each feature in the engine, whose counter for feature 0 has the number ``base``."""
+        numbers = features if base == 0 else [base + number for number in features]
+        deque(map(trace_branch, numbers), maxlen=0)
+
     def note(self, features: list[int]) -> bool:
         """Remember these features; True when one of them is new."""
-        seen = self.seen
-        new = False
-        for number in features:
-            if not seen[number]:
-                seen[number] = 1
-                new = True
-        return new
+        if self._seen.issuperset(features):
+            return False
+        self._seen.update(features)
+        return True
 
     def seen_bits(self) -> bytes:
         """One bit for each feature, bit 0 of byte 0 first: what ``restore`` reads."""
-        digits = self.seen[::-1].translate(_DIGITS)
-        return int(digits, 2).to_bytes((self.size + 7) // 8, "little")
+        bits = bytearray((self.size + 7) // 8)
+        for number in self._seen:
+            bits[number >> 3] |= 1 << (number & 7)
+        return bytes(bits)
 
     def restore(self, bits: bytes) -> None:
         """Take over what an earlier life saw of the same code; other sizes are ignored."""
         if len(bits) == (self.size + 7) // 8:
-            number = int.from_bytes(bits, "little")
-            digits = bin(number)[2:].zfill(self.size).encode()
-            self.seen = bytearray(digit & 1 for digit in digits[::-1][: self.size])
-
-
-# Bytes 0 and 1 as the digits "0" and "1", which int() reads in base 2 faster than any loop.
-_DIGITS = bytes((48 + (byte & 1)) for byte in range(256))
+            self._seen = {number for number in range(self.size) if bits[number >> 3] >> (number & 7) & 1}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from emulator.geometry import page_align
 from emulator.machine import Machine
 from emulator.mm_types import AddressSpace, File
 from emulator.sched.locks import RwSem
@@ -22,6 +23,7 @@ _OPENERS: Final = frozenset(
         "pidfd_open pidfd_getfd io_uring_setup fanotify_init bpf open_by_handle_at"
     ).split()
 )
+_WRITERS: Final = frozenset("write pwrite64 writev pwritev pwritev2 fallocate sendfile copy_file_range".split())
 _F_DUPFD: Final = (0, 1030)  # F_DUPFD, F_DUPFD_CLOEXEC
 _O_ACCMODE: Final = 3
 _CLOSE_RANGE_MAX: Final = 1 << 20
@@ -33,12 +35,19 @@ InodeKey = tuple[str, int, int]
 class OpenFile:
     """What one ``open`` made. ``file`` comes with the first mapping that tells which inode it is."""
 
-    __slots__ = ("file", "readable", "writable")
+    __slots__ = ("file", "readable", "size", "writable")
 
-    def __init__(self, access: int = 2) -> None:
+    def __init__(self, access: int = 2, size: int = SIZE_UNKNOWN) -> None:
         self.file: File | None = None
+        self.size = size  # bytes, as far as this open file's calls tell
         self.readable = access in (0, 2)
         self.writable = access in (1, 2)
+
+    def resize(self, size: int) -> None:
+        """The file has another size now; a write makes it unknown."""
+        self.size = size
+        if self.file is not None:
+            self.file.f_mapping.size = size
 
 
 class FdTable:
@@ -66,6 +75,10 @@ class FdTable:
             self.entries.pop(call.arg(0), None)
         elif name in ("dup", "dup2", "dup3") or (name == "fcntl" and call.arg(1) in _F_DUPFD):
             self.entries[result] = self.get(call.arg(0))
+        elif name == "ftruncate":
+            self.get(call.arg(0)).resize(page_align(call.arg(1)))
+        elif name in _WRITERS:
+            self.get(call.arg(0)).resize(SIZE_UNKNOWN)
         elif name == "close_range":
             first, last = call.arg(0), min(call.arg(1), _CLOSE_RANGE_MAX)
             for fd in [fd for fd in self.entries if first <= fd <= last]:
@@ -89,11 +102,11 @@ class Inodes:
         self._spaces: dict[InodeKey, AddressSpace] = {}
         self._opened = 0
 
-    def space(self, key: InodeKey, name: str) -> AddressSpace:
+    def space(self, key: InodeKey) -> AddressSpace:
         """The page cache of one inode."""
         space = self._spaces.get(key)
         if space is None:
-            space = self._new_space(self._places_huge_pages(key[0], name))
+            space = self._new_space(huge=self._places_huge_pages(key[0]))
             self._spaces[key] = space
             self.keys[space.label] = key
         return space
@@ -101,25 +114,28 @@ class Inodes:
     def open(self, key: InodeKey, name: str, opened: OpenFile | None = None) -> File:
         """A new open file of that inode."""
         self._opened += 1
-        file = File(self._opened, self.space(key, name), name)
+        file = File(self._opened, self.space(key), name)
+        if opened is not None:
+            file.readable, file.writable = opened.readable, opened.writable
+            if opened.size != SIZE_UNKNOWN:
+                file.f_mapping.size = opened.size
+        return file
+
+    def unnamed(self, opened: OpenFile | None = None) -> File:
+        """A file that no mapping names: what a failing mmap was given, or memory that strace saw mapped."""
+        self._opened += 1
+        file = File(self._opened, self._new_space(huge=False))
         if opened is not None:
             file.readable, file.writable = opened.readable, opened.writable
         return file
 
-    def anonymous(self, *, plain: bool = True) -> File:
-        """A file that no later event names: shared anonymous memory, or what a failing mmap was given."""
-        self._opened += 1
-        return File(self._opened, self._new_space(not plain))
-
-    def _new_space(self, huge: bool) -> AddressSpace:
-        label = len(self.keys) + self._opened + len(self._spaces) + 1
-        while label in self.keys:
-            label += 1
+    def _new_space(self, *, huge: bool) -> AddressSpace:
+        label = len(self.keys) + 1
         self.keys[label] = ("", 0, 0)
         lock = RwSem("i_mmap_rwsem", self.machine.sched)
         return AddressSpace(label, SIZE_UNKNOWN, lock, shmem=not huge)
 
-    def _places_huge_pages(self, device: str, name: str) -> bool:
+    def _places_huge_pages(self, device: str) -> bool:
         """Does the file system choose addresses that huge pages fit (thp_get_unmapped_area)?
 
         ext4, xfs, btrfs and others with large folios do; tmpfs does only when its huge pages are enabled. A device

@@ -35,6 +35,7 @@ _UNKNOWN_FLAGS: Final = {
     _MAP_SYNC: "mmap MAP_SYNC",
 }
 _U32: Final = (1 << 32) - 1
+_FILE_ERRORS: Final = (-9, -19)  # EBADF, ENODEV: what the descriptor is, the recording does not tell
 _MADVISE_UNMODELLED: Final = {  # known to Linux, not to the machine
     9: "madvise MADV_REMOVE",
     12: "madvise MADV_MERGEABLE",
@@ -109,13 +110,13 @@ class MemoryCalls:
                 return None
             # shared anonymous memory is a file of its own (shmem_zero_setup)
             if mapping is None:
-                return self.inodes.anonymous()
-            return self.inodes.open((mapping.device, mapping.inode, mapping.generation), mapping.name)
+                return self.inodes.unnamed()
+            file = self.inodes.open((mapping.device, mapping.inode, mapping.generation), mapping.name)
+            file.f_mapping.size = page_align(call.arg(1))
+            return file
         opened = thread.fds.get(call.arg(4) & _U32)
         if mapping is None:
-            if opened.file is None:
-                opened.file = self.inodes.anonymous()
-            return opened.file
+            return opened.file or self.inodes.unnamed(opened)
         key = (mapping.device, mapping.inode, mapping.generation)
         if opened.file is None or self.inodes.keys.get(opened.file.f_mapping.label) != key:
             opened.file = self.inodes.open(key, mapping.name, opened)
@@ -128,11 +129,12 @@ class MemoryCalls:
                 return name
         if flags & MAP_TYPE == _MAP_DROPPABLE:
             return "mmap MAP_DROPPABLE"
-        if not flags & MAP_ANONYMOUS and mapping is None and call.result is not None and call.result < 0:
-            return "mmap of a file that failed"
+        if call.result in _FILE_ERRORS:
+            return "mmap of a file that cannot be mapped"
         file = self._file(thread, call, mapping)
-        if file is not None:
+        if file is not None and flags & MAP_ANONYMOUS:
             flags &= ~MAP_ANONYMOUS
+            offset = 0  # of the file that was made for it
         result: int = self.image.mmap.sys_mmap(mm, addr, length, prot & _U32, flags, file, offset)
         return result
 

@@ -280,6 +280,8 @@ class Generator:
     def _arg(self, domain: Domain, kind: str, sketch: Sketch, proc: int, near: range | None) -> int | None:
         rng = self.rng
         if domain is Domain.PAGE:
+            if kind == "exec":
+                return self._code(sketch, proc)
             return self.places.touch(sketch, proc, near)
         if domain is Domain.PROT:
             return rng.choice((0, PROT_READ, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, 7))
@@ -303,6 +305,15 @@ class Generator:
         else:
             raise AssertionError(f"{kind} has an argument of a domain that only mmap and mremap have")
         return rng.choice(choices) if choices else None
+
+    def _code(self, sketch: Sketch, proc: int) -> int | None:
+        """A page to execute; where nothing may be executed, it makes sense now and then only."""
+        rng = self.rng
+        spans = [span for span in sketch.spaces.get(proc, ()) if span.prot & PROT_EXEC]
+        if not spans:
+            return self.places.touch(sketch, proc) if rng.random() < 0.1 else None
+        span = rng.choice(spans)
+        return rng.randrange(span.start, span.end)
 
     def _mmap(self, sketch: Sketch, proc: int) -> tuple[int, ...]:
         rng = self.rng
@@ -357,7 +368,8 @@ class Generator:
         rng = self.rng
         if op.kind in _NOT_INJECTED or rng.random() >= _FAIL:
             return op
-        return op._replace(fail_nth=rng.randint(1, _FAIL_NTH))
+        # Low rather than high: most calls allocate a few times only.
+        return op._replace(fail_nth=rng.randint(1, rng.randint(1, _FAIL_NTH)))
 
 
 def _pages_of(op: Op) -> range | None:

@@ -7,7 +7,6 @@ Everything here looks at the state by itself (a walk of the page tables, a count
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 
 from emulator.designs.base import Design
 from emulator.designs.mainline import Mainline
@@ -26,10 +25,15 @@ RW = PROT_READ | PROT_WRITE
 PRIVATE_FIXED = MAP_PRIVATE | MAP_FIXED
 
 
-@cache
+_IMAGES: dict[type[Design], KernelImage] = {}
+
+
 def kernel_image(design: type[Design]) -> KernelImage:
     """An image holds no state, so all tests share one for each design."""
-    return KernelImage(design)
+    image = _IMAGES.get(design)
+    if image is None:
+        image = _IMAGES[design] = KernelImage(design)
+    return image
 
 
 def profile_with(**changes: object) -> Profile:
@@ -49,6 +53,8 @@ class World:
         self.image = kernel_image(design)
         self.machine = Machine(self.image, geometry, profile)
         self.last = Outcome(0)
+        # the posted relocation takes folio locks under the page-table lock (found by syzkaller in June 2025)
+        self.expected_warnings = {"sleep-in-atomic"} if issubclass(design, RelocateAnon) else set()
 
     # ---- asking for something
 
@@ -93,9 +99,7 @@ class World:
 
     def vma(self, page: int, proc: int = 0) -> VmAreaStruct:
         """The VMA that maps the page; fails the test where none does."""
-        found = next(
-            (v for v in self.mm(proc).mm_mt if v.vm_start <= self.address(page) < v.vm_end), None
-        )
+        found = next((v for v in self.mm(proc).mm_mt if v.vm_start <= self.address(page) < v.vm_end), None)
         assert found is not None, f"page {page} is not mapped"
         return found
 
@@ -106,9 +110,7 @@ class World:
 
     def layout(self, proc: int = 0) -> list[tuple[int, int]]:
         """(first page, pages) of every VMA, in address order."""
-        return [
-            (self.page(v.vm_start), (v.vm_end - v.vm_start) >> PAGE_SHIFT) for v in self.mm(proc).mm_mt
-        ]
+        return [(self.page(v.vm_start), (v.vm_end - v.vm_start) >> PAGE_SHIFT) for v in self.mm(proc).mm_mt]
 
     def pte(self, page: int, proc: int = 0) -> int:
         """The leaf entry that translates the page, 0 for none."""
@@ -152,14 +154,21 @@ class World:
 
     # ---- is it sound
 
-    def check(self, *, committed: bool = True) -> None:
-        """Structure, rmap graph, page tables and counters recounted by hand; ``committed`` too if asked."""
+    def check(self, *, committed: bool = True, counters: bool = True) -> None:
+        """Structure, rmap graph, page tables and counters recounted by hand.
+
+        ``committed`` and ``counters`` off: not the charge, not total_vm, which Linux too gets wrong in some failures.
+        No warning of the kernel but those that the design's known flaws give (``expected_warnings``).
+        """
         for mm in self.machine.procs.values():
             check_vmas(mm)
+            assert not counters or mm.total_vm == mapped_pages(mm)
             check_page_tables(self, mm)
         check_anon_vmas(self.machine.procs.values())
         check_mapcounts(self)
-        assert not self.machine.sched.warnings
+        check_files(self)
+        unexpected = [w for w in self.machine.sched.warnings if w[0] not in self.expected_warnings]
+        assert unexpected == []
         if committed:
             assert self.machine.committed == committed_pages(self.machine), "Committed_AS"
 
@@ -174,9 +183,11 @@ def check_vmas(mm: MmStruct) -> None:
         assert vma.vm_start % PAGE_SIZE == vma.vm_end % PAGE_SIZE == 0
         end = vma.vm_end
     assert mm.map_count == len(vmas)
-    pages = sum((v.vm_end - v.vm_start) >> PAGE_SHIFT for v in vmas)
-    assert mm.total_vm == pages
     assert mm.mm_mt._starts == [v.vm_start for v in vmas]
+
+
+def mapped_pages(mm: MmStruct) -> int:
+    return sum((v.vm_end - v.vm_start) >> PAGE_SHIFT for v in mm.mm_mt)
 
 
 def committed_pages(machine: Machine) -> int:
@@ -236,6 +247,15 @@ def check_page_tables(world: World, mm: MmStruct) -> None:
             assert any(avc.anon_vma is folio.mapping for avc in vma.anon_vma_chain), f"{folio} in {vma}"
 
 
+def check_files(world: World) -> None:
+    """Every file knows the VMAs that map it, each once."""
+    for file in world.machine.files:
+        mapping = file.f_mapping
+        vmas = [v for mm in world.machine.procs.values() for v in mm.mm_mt if v.vm_file is file]
+        assert len(mapping.i_mmap) == len(vmas)
+        assert all(any(v is other for other in mapping.i_mmap) for v in vmas)
+
+
 def check_mapcounts(world: World) -> None:
     """mapcounts recounted from the page tables of all processes."""
     geometry = world.machine.geometry
@@ -251,6 +271,3 @@ def check_mapcounts(world: World) -> None:
             continue
         assert folio.entire_mapcount == counted.get(-folio.pfn, 0), folio
         assert folio.mapcounts == [counted.get(folio.pfn + i, 0) for i in range(folio.nr_pages)], folio
-
-
-RELOCATE = RelocateAnon

@@ -71,6 +71,7 @@ class ScriptRunner:
         self.proc = 0
         self.places: dict[str, Place] = {}
         self.model: dict[int, Pages] = {0: {}}
+        self.file_pages: set[int] = set()
         if carve_out:
             self.map(Place(0, CARVE_OUT_PAGES), PROT_NONE, 0)
 
@@ -106,6 +107,7 @@ class ScriptRunner:
             case ["R", what]:
                 for page in self.range(what):
                     self.ok("read", page)
+                    self.touched(page)
             case ["unmap", what]:
                 place = self.place(what)
                 self.ok("munmap", place.start, place.pages)
@@ -145,12 +147,21 @@ class ScriptRunner:
         args = (place.start, place.pages, prot, flags | MAP_PRIVATE | MAP_FIXED, file, 0)
         assert self.world.do("mmap", *args, proc=self.proc) == place.start
         self.model[self.proc].update((p, {}) for p in range(place.start, place.start + place.pages))
+        if file:
+            self.file_pages.update(range(place.start, place.start + place.pages))
 
     def write(self, page: int) -> None:
         self.ok("write", page, 0)
+        self.touched(page)
         content = self.world.content(page, self.proc)
         assert content is not None
         self.model[self.proc].setdefault(page, {})[0] = content[0]
+
+    def touched(self, page: int) -> None:
+        """Of a file's page the model knows nothing until it is mapped."""
+        content = self.world.content(page, self.proc)
+        if page in self.file_pages and content is not None:
+            self.model[self.proc][page] = content
 
     def move(self, what: str, where: str, flags: int) -> None:
         source = self.place(what)

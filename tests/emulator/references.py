@@ -72,6 +72,13 @@ def check_all(world: World) -> None:
     check_swap(world)
 
 
+def assert_coherent(world: World, page: int, label: int = 0) -> None:
+    """What the process stores to the page is seen through the pin."""
+    pin = world.machine.pins[label]
+    token = world.write(page, 1)
+    assert pin.folio.content[pin.page][1] == token
+
+
 def every_cut(
     make: Callable[[], World], ops: tuple[Op, Op], *, both: bool = True
 ) -> Iterator[tuple[World, list[Outcome], str]]:

@@ -75,5 +75,5 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_replacement_of_nothing_is_refused(tmp_path: Path) -> None:
     """A misspelt function name must not make a design that changes nothing."""
     design = designs.find(str(design_file(tmp_path, OWN.replace("munmap.sys_munmap", "munmap.sys_mumap"))))
-    with pytest.raises(UsageError, match="replaces 'munmap.sys_mumap', but emulator/mm has no such function"):
+    with pytest.raises(UsageError, match=r"replaces 'munmap\.sys_mumap', but emulator/mm has no such function"):
         designs.load_image(design)

@@ -139,8 +139,6 @@ def test_crossover_takes_from_both() -> None:
         a, b = generated(seed), generated(seed + 1000, "x86-64")
         child = crossover(a, b, rng)
         assert child.geometry == a.geometry
-        kinds = [op.kind for op in all_ops(child)]
-        assert kinds or not a.steps
         only_a = set(a.steps) & set(child.steps)
         mixed += bool(only_a) and len(only_a) < len(child.steps)
     assert mixed > 50

@@ -140,7 +140,7 @@ def test_avc_under_a_stale_range(world: World) -> None:
     world.mm.mm_mt.move(vma, vma.vm_start, vma.vm_end + (2 << 12))
     world.page(vma, 75)
     found = judge(world, oracle)
-    assert [f.signature for f in found] == ["rmap/unreachable:new, present"]
+    assert [f.signature for f in found] == ["rmap/unreachable:folio left behind, present"]
 
 
 def test_walk_that_meets_a_place_twice(world: World) -> None:

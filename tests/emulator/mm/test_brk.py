@@ -6,7 +6,7 @@ import pytest
 
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.mm_types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_SEALED
-from emulator.uapi import EFAULT, ENOMEM, EPERM, PROT_NONE, PROT_READ, SIGSEGV
+from emulator.uapi import EFAULT, ENOMEM, EPERM, PROT_NONE, SIGSEGV
 from tests.emulator.kernel_world import World, profile_with
 
 
@@ -230,7 +230,9 @@ def test_lowest_address() -> None:
     assert stack.expand(40) == 0
 
 
-@pytest.mark.parametrize("limits", [{"rlimit_stack": 3 * PAGE_SIZE}, {"commit_limit": 3}], ids=["stack", "commit"])
+@pytest.mark.parametrize(
+    "limits", [{"rlimit_stack": 3 * PAGE_SIZE}, {"commit_limit": 3}], ids=["stack", "commit"]
+)
 def test_stack_limits(limits: dict[str, int]) -> None:
     """RLIMIT_STACK and overcommit: ENOMEM, the stack as it was."""
     stack = Stack(**limits)

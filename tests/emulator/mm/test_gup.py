@@ -12,49 +12,19 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     ENOMEM,
-    ESRCH,
-    MADV_DONTNEED,
-    MADV_HUGEPAGE,
     MAP_FIXED,
     MAP_SHARED,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
 )
-from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Op, Switch
+from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 from tests.emulator.kernel_world import World
-from tests.emulator.references import TO_THE_END, check_all, every_cut
+from tests.emulator.populated import huge, written
+from tests.emulator.references import assert_coherent, check_all
 
 PIN_RW = FOLL_PIN | FOLL_WRITE
 BOTH = pytest.mark.parametrize("kind", ["gup_fast", "gup_slow"])
-
-
-def written(pages: int = 4) -> World:
-    """Pages 0 and up, each written once."""
-    world = World()
-    world.mmap(0, pages)
-    for page in range(pages):
-        world.write(page)
-    return world
-
-
-def huge() -> World:
-    """One huge page at page 0, written."""
-    world = World()
-    world.mmap(0, 8)
-    assert world.do("madvise", 0, 8, MADV_HUGEPAGE) == 0
-    world.write(3)
-    assert world.folio(0).order == 3
-    return world
-
-
-def assert_coherent(world: World, page: int, label: int = 0) -> None:
-    """What the process stores to the page is seen through the pin."""
-    pin = world.machine.pins[label]
-    token = world.write(page, 1)
-    assert pin.folio.content[pin.page][1] == token
 
 
 # ---- what is taken
@@ -140,6 +110,15 @@ def test_a_slow_write_touch_dirties() -> None:
     folio.dirty = False
     assert world.do("gup_slow", 1, PIN_RW, 0) == 0
     assert folio.dirty
+
+
+def test_a_slow_write_touch_dirties_a_huge_page() -> None:
+    """The same for a huge page, whose entry gets the mark."""
+    world = huge()
+    table = world.image.pgtable_generic.find_table(world.mm(), world.address(1), 1)
+    table.set(0, world.pte(1) & ~DIRTY)
+    assert world.do("gup_slow", 1, PIN_RW, 0) == 0
+    assert world.pte(1) & DIRTY
 
 
 # ---- what is refused
@@ -302,98 +281,3 @@ def test_a_pin_that_lost_exclusivity_is_reported() -> None:
     assert [w[0] for w in world.machine.sched.warnings] == ["pinned-not-exclusive"]
     assert world.do("gup_fast", 1, PIN_RW, 0) == 0
     assert [w[0] for w in world.machine.sched.warnings] == ["pinned-not-exclusive"]
-
-
-# ---- beside something else
-
-MOVE = Op("mremap", 0, (0, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED, 20))
-MOVE_TABLE = Op("mremap", 0, (0, 8, 8, MREMAP_MAYMOVE | MREMAP_FIXED, 24))
-BESIDE = {
-    "fork": Op("fork", 0, (1,)),
-    "reclaim": Op("reclaim", 0, (1,)),
-    "migrate": Op("migrate", 0, (1,)),
-    "read-only": Op("mprotect", 0, (0, 4, PROT_READ)),
-    "dontneed": Op("madvise", 0, (0, 4, MADV_DONTNEED)),
-    "munmap": Op("munmap", 0, (0, 4)),
-    "move": MOVE,
-    "move-table": MOVE_TABLE,
-    "exit": Op("exit", 0, ()),
-}
-
-
-@pytest.mark.parametrize("beside", BESIDE)
-@pytest.mark.parametrize("flags", [FOLL_PIN, PIN_RW, FOLL_WRITE, FOLL_PIN | FOLL_LONGTERM])
-@pytest.mark.parametrize("pages", [4, 8])
-def test_pin_beside(beside: str, flags: int, pages: int) -> None:
-    """Wherever the two meet: references add up, the pin's page lives, and where the process still has a page
-    that was there before, a pin of it is coherent.
-    """
-
-    def make() -> World:
-        return written(pages)
-
-    other = BESIDE[beside]
-    for world, outcomes, where in every_cut(make, (Op("gup_fast", 0, (1, flags, 0)), other)):
-        check_all(world)
-        pin = world.machine.pins.get(0)
-        assert (outcomes[0].ret == 0) == (pin is not None), where
-        if pin is None:
-            assert outcomes[0].ret in ((-ESRCH, -EFAULT) if beside == "exit" else (-EFAULT,)), where
-            continue
-        assert not pin.folio.freed, where
-        if beside == "exit":
-            continue
-        moved = {"move": 20, "move-table": 24}.get(beside, 0)
-        if flags & FOLL_PIN and beside not in ("munmap", "dontneed", "read-only"):
-            page = 1 if world.content(1) is not None else moved + 1
-            assert_coherent(world, page)
-        check_all(world)
-        assert world.do("unpin", 0) == 0
-        check_all(world)
-
-
-@pytest.mark.parametrize("beside", ["fork", "reclaim", "migrate", "dontneed"])
-@pytest.mark.parametrize("flags", [FOLL_PIN, PIN_RW])
-def test_huge_pin_beside(beside: str, flags: int) -> None:
-    """As above in a huge page, which the others split, unmap or copy."""
-    for world, outcomes, where in every_cut(huge, (Op("gup_fast", 0, (1, flags, 0)), BESIDE[beside])):
-        check_all(world)
-        assert outcomes[0].ret == 0, where
-        pin = world.machine.pins[0]
-        assert not pin.folio.freed, where
-        if beside != "dontneed":
-            assert_coherent(world, 1)
-        check_all(world)
-
-
-@pytest.mark.parametrize("beside", ["fork", "reclaim", "migrate"])
-def test_slow_pin_beside(beside: str) -> None:
-    """The slow path waits for a fork (mmap_lock) and for a migration (its entries), and then gets the page."""
-    for world, outcomes, where in every_cut(written, (Op("gup_slow", 0, (1, PIN_RW, 0)), BESIDE[beside])):
-        check_all(world)
-        assert outcomes[0].ret == 0, where
-        assert_coherent(world, 1)
-
-
-def test_slow_pin_waits_for_migration() -> None:
-    """Cut where the page is a migration entry: the pin is on the new folio."""
-    world = written()
-    old = world.folio(1)
-    ops = (Op("gup_fast", 0, (1, PIN_RW, 0)), Op("migrate", 0, (1,)))
-    outcomes = world.collide(ops, (Switch(1, "migrate.unmapped", 1), Switch(0, "", TO_THE_END)))
-    assert [o.ret for o in outcomes] == [0, 1]
-    assert world.machine.pins[0].folio is world.folio(1)
-    assert world.folio(1) is not old
-    assert old.freed
-    check_all(world)
-
-
-def test_fast_pin_gives_up_when_fork_write_protects() -> None:
-    """write_protect_seq: a pin that was taken while a fork copies page tables is put back and taken again."""
-    world = written()
-    ops = (Op("gup_fast", 0, (1, FOLL_PIN, 0)), Op("fork", 0, (1,)))
-    outcomes = world.collide(ops, (Switch(0, "gup_fast.folio_grabbed", 1), Switch(1, "", TO_THE_END)))
-    assert [o.ret for o in outcomes] == [0, 0]
-    assert (0, "gup_slow.locked") in world.machine.sched.trace
-    assert_coherent(world, 1)
-    check_all(world)

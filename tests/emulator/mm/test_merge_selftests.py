@@ -1,6 +1,6 @@
-"""The kernel's own merge tests (tools/testing/selftests/mm/merge.c), sequence by sequence, and the same on other page tables.
+"""The kernel's own merge tests (tools/testing/selftests/mm/merge.c), sequence by sequence, on several page tables.
 
-The notation is that of ``map_script``. Each row ran on a live Linux with the layout that stands in it.
+The notation is that of ``map_script``. The layouts are those of Linux 6.18.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ MREMAP = [
            mv P2 -> +1; mv P2 -> A+5; => A:15
            mv P3 -> +1; mv P3 -> A+10; => A:15""",
     ),
-    ("faulted_in_another_place", "A = C1+5; B = C7+5; F A; F B; mv B -> A+5; => A:5 B:5"),
-    ("read_faulted", "A = C1+5; B = C7+5; F A; R B; mv B -> A+5; => A:10"),
-    ("written_and_dropped", "A = C1+5; B = C7+5; F A; F B; drop B; mv B -> A+5; => A:5 B:5"),
+    ("faulted_in_another_place", "A = C1+5; B = C14+5; F A; F B; mv B -> A+5; => A:5 B:5"),
+    ("read_faulted", "A = C1+5; B = C14+5; F A; R B; mv B -> A+5; => A:10"),
+    ("written_and_dropped", "A = C1+5; B = C14+5; F A; F B; drop B; mv B -> A+5; => A:5 B:5"),
 ]
 
 # (name, before the fork, after it, expected when nobody forked, expected in the child); all moves keep the source

@@ -112,9 +112,7 @@ ACCOUNTING = [
     ("prot", "flags", "written", "new_prot", "charge", "account"),
     [pytest.param(*row[1:], id=row[0]) for row in ACCOUNTING],
 )
-def test_accounting(
-    prot: int, flags: int, written: bool, new_prot: int, charge: int, account: bool
-) -> None:
+def test_accounting(prot: int, flags: int, written: bool, new_prot: int, charge: int, account: bool) -> None:
     """2 of 4 pages change: who becomes writable is charged, who never was written gives its charge back."""
     world = World()
     world.mmap(0, 4, prot, flags)

@@ -252,6 +252,71 @@ def test_commit_limit(new: int, flags: int) -> None:
     world.check()
 
 
+# name, new pages, flags
+@pytest.mark.parametrize(
+    ("new", "flags"),
+    [(6, 0), (6, FIXED), (4, FIXED | MREMAP_DONTUNMAP)],
+    ids=["growth", "growing_move", "dontunmap"],
+)
+def test_failed_copy_is_uncharged(new: int, flags: int) -> None:
+    """Whatever the destination VMA lacks: what was charged for it is given back."""
+    failed = set()
+    for nth in range(1, 20):
+        world = World()
+        world.mmap(0, 4)
+        world.write(0)
+        ret = world.do("mremap", 0, 4, new, flags, 32, fail_nth=nth)
+        if not world.last.injected:
+            break
+        point = world.machine.sched.current.failed
+        if point in ("vm_enough_memory", "vm_area_alloc", "vma_tree_prealloc", "anon_vma_chain_alloc"):
+            assert ret == -ENOMEM
+            assert world.layout() == [(0, 4)]
+            world.check()
+            failed.add(point)
+    assert len(failed) >= (2 if not flags else 4)
+
+
+@pytest.mark.parametrize(
+    ("new", "flags", "leaked"),
+    [
+        (4, FIXED, 0),
+        (4, FIXED | MREMAP_DONTUNMAP, 0),
+        # a bug of Linux, kept: what the growth was charged stays charged when the tables could not be moved
+        (6, FIXED, 2),
+    ],
+    ids=["move", "dontunmap", "growing_move"],
+)
+def test_charge_of_a_move_that_is_taken_back(new: int, flags: int, leaked: int) -> None:
+    """Page tables cannot be had: the entries go back, the destination goes, total_vm is as it was."""
+    taken_back = 0
+    for nth in range(1, 20):
+        world = World()
+        world.mmap(0, 4)
+        tokens = [world.write(page) for page in range(4)]
+        ret = world.do("mremap", 0, 4, new, flags, 62, fail_nth=nth)
+        if not world.last.injected:
+            break
+        if world.machine.sched.current.failed in ("pte_alloc", "pmd_alloc"):
+            taken_back += 1
+            assert ret == -ENOMEM
+            assert world.layout() == [(0, 4)]
+            assert [world.content(page) for page in range(4)] == [{0: token} for token in tokens]
+            assert world.machine.committed == 4 + leaked
+            world.check(committed=False)
+    assert taken_back == 3
+
+
+def test_growth_moves_to_where_huge_pages_fit() -> None:
+    """The new place is chosen without a hint: a length of whole huge pages is placed on their boundary."""
+    world = World()
+    last = world.machine.geometry.arena_pages
+    world.mmap(last - 3, 3, PROT_NONE)
+    world.mmap(0, 4)
+    world.mmap(4, 1, PROT_NONE)
+    assert world.do("mremap", 0, 4, 8, MREMAP_MAYMOVE, 0) == last - 16
+
+
 def test_growth_moves_where_it_must() -> None:
     """A VMA that cannot grow in place moves when it may, with its data, and its old place is free."""
     world = World()

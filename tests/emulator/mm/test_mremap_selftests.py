@@ -82,9 +82,7 @@ def moved_tables(world: World) -> list[int]:
     """The levels at which the last step took a table out of one place and put it into another."""
     taken = [old for _, _, old, new in world.machine.store_log if isinstance(old, PageTable) and new == 0]
     return [
-        table.level
-        for table, _, _, new in world.machine.store_log
-        if any(new is other for other in taken)
+        table.level for table, _, _, new in world.machine.store_log if any(new is other for other in taken)
     ]
 
 

@@ -1,4 +1,4 @@
-"""mm/vma.c's merging, case by case as tools/testing/vma has them: layouts before and after, in the notation of ``vma_bench``."""
+"""mm/vma.c's merging, case by case as tools/testing/vma has them: layouts before and after (see ``vma_bench``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_DONTEXPAND, VM_EXEC, VM_IO, VM_MIXEDMAP, VM_PFNMAP, File
+from emulator.uapi import ENOMEM
 from tests.emulator.mm.vma_bench import FLAGS, STICKY, Bench
 
 
@@ -20,25 +21,27 @@ def pages(text: str) -> tuple[int, int]:
 NEW = [
     ("simple_merge", "0-1 2-3", "1-2", "0-3", 0),
     ("alone", "0-2 3-4 b-c", "7-9", "", None),
-    ("both", "0-2c 3-4 b-c", "2-3", "0-4c b-c", 0),
+    ("both", "0-2C 3-4 b-c", "2-3", "0-4C b-c", 0),
     ("prev", "0-4 b-c", "4-5", "0-5 b-c", 0),
-    ("next", "0-5 7-9c b-c", "6-7", "0-5 6-9c b-c", 7),
+    ("next", "0-5 7-9C b-c", "6-7", "0-5 6-9C b-c", 7),
     ("both_of_which_next_goes", "0-5 6-9 b-c", "5-6", "0-9 b-c", 0),
     ("next_at_a_distance_from_prev", "0-9 b-c", "a-b", "0-9 a-c", 0xB),
     ("both_to_the_last", "0-9 a-c", "9-a", "0-c", 0),
-    ("next_has_close", "0-3 5-9c", "3-5", "0-5 5-9c", 0),
-    ("both_have_close", "0-2c 5-7c", "2-5", "0-5c 5-7c", 0),
-    ("next_has_close_and_is_target", "5-7c", "2-5", "2-7c", 5),
+    ("next_has_close", "0-3 5-9C", "3-5", "0-5 5-9C", 0),
+    ("both_have_close", "0-2C 5-7C", "2-5", "0-5C 5-7C", 0),
+    ("next_has_close_and_is_target", "5-7C", "2-5", "2-7C", 5),
     ("prev_faulted", "0-3@1 5-9", "3-5", "0-9@1", 0),
     ("next_faulted", "0-3 5-9@1", "3-5", "0-9@1", 0),
     ("same_anon_vma", "0-3@1 5-9@1", "3-5", "0-9@1", 0),
     ("two_anon_vmas", "0-3@1 5-9@2", "3-5", "0-5@1 5-9@2", 0),
     ("only_next_and_faulted", "5-9@1", "3-5", "3-9@1", 5),
-    ("prev_is_fork_child", "0-3@1f", "3-5", "", None),
-    ("next_is_fork_child", "5-8@1f", "3-5", "", None),
-    ("next_alone_is_fork_child", "0-3 5-8@1f", "3-5", "0-5 5-8@1f", 0),
+    ("prev_is_fork_child", "0-3@1F", "3-5", "", None),
+    ("next_is_fork_child", "5-8@1F", "3-5", "", None),
+    ("next_alone_is_fork_child", "0-3 5-8@1F", "3-5", "0-5 5-8@1F", 0),
     ("prev_ends_before", "0-2", "3-5", "", None),
     ("next_starts_later", "6-8", "3-5", "", None),
+    ("prev_fits_by_offset_alone", "0-2:1", "3-5", "", None),
+    ("next_fits_by_offset_alone", "6-8:5", "3-5", "", None),
     ("prev_of_another_offset", "0-3:1", "3-5", "", None),
     ("next_of_another_offset", "5-8:6", "3-5", "", None),
     ("nothing_around", "", "3-5", "", None),
@@ -75,13 +78,13 @@ EXISTING = [
     ("inside_3", "0-3 3-8 8-a", "6-7", "", None),
     ("inside_4", "0-3 3-8 8-a", "4-7", "", None),
     ("inside_5", "0-3 3-8 8-a", "4-6", "", None),
-    ("right_partial_closes", "2-6c 6-9c", "3-6", "2-3c 3-9c", 6),
-    ("left_partial_closes", "0-3c 3-7c", "3-6", "0-6c 6-7c", 0),
-    ("left_whole_middle_close", "0-3 3-5c", "3-5", "", None),
-    ("right_whole_middle_close", "3-5c 5-9", "3-5", "", None),
-    ("both_middle_close", "0-3 3-5c 5-9", "3-5", "", None),
-    ("both_next_close", "0-3 3-5 5-9c", "3-5", "0-5 5-9c", 0),
-    ("both_prev_close", "0-3c 3-5 5-9", "3-5", "0-9c", 0),
+    ("right_partial_closes", "2-6C 6-9C", "3-6", "2-3C 3-9C", 6),
+    ("left_partial_closes", "0-3C 3-7C", "3-6", "0-6C 6-7C", 0),
+    ("left_whole_middle_close", "0-3 3-5C", "3-5", "", None),
+    ("right_whole_middle_close", "3-5C 5-9", "3-5", "", None),
+    ("both_middle_close", "0-3 3-5C 5-9", "3-5", "", None),
+    ("both_next_close", "0-3 3-5 5-9C", "3-5", "0-5 5-9C", 0),
+    ("both_prev_close", "0-3C 3-5 5-9", "3-5", "0-9C", 0),
     ("anon_vma_non_mergeable", "0-3@1 3-7 7-9@2", "3-7", "0-7@1 7-9@2", 0),
     ("prev_takes_next's_anon_vma", "0-3 3-5 5-8@1", "3-5", "0-8@1", 0),
     ("prev_takes_middle's_anon_vma_both", "0-3 3-5@1 5-8", "3-5", "0-8@1", 0),
@@ -90,13 +93,15 @@ EXISTING = [
     ("next_takes_middle's_anon_vma", "0-5@1 5-8", "3-5", "0-3@1 3-8@1", 5),
     ("next_takes_middle's_anon_vma_whole", "0-5@1 5-8", "0-5", "0-8@1", 5),
     ("faulted_prev_of_another", "0-3@1 3-5@2", "3-5", "", None),
-    ("unfaulted_prev_of_fork_child", "0-3 3-5@1f", "3-5", "", None),
-    ("unfaulted_next_of_fork_child", "3-5@1f 5-8", "3-5", "", None),
-    ("fork_child_prev_of_unfaulted", "0-3@1f 3-5", "3-5", "", None),
-    ("fork_child_next_of_unfaulted", "3-5 5-8@1f", "3-5", "", None),
-    ("fork_child_with_its_own_half", "0-3@1f 3-5@1f", "3-5", "0-5@1f", 0),
+    ("unfaulted_prev_of_fork_child", "0-3 3-5@1F", "3-5", "", None),
+    ("unfaulted_next_of_fork_child", "3-5@1F 5-8", "3-5", "", None),
+    ("fork_child_prev_of_unfaulted", "0-3@1F 3-5", "3-5", "", None),
+    ("fork_child_next_of_unfaulted", "3-5 5-8@1F", "3-5", "", None),
+    ("fork_child_with_its_own_half", "0-3@1F 3-5@1F", "3-5", "0-5@1F", 0),
     ("gap_before", "0-2 3-5", "3-5", "", None),
     ("gap_after", "3-5 6-8", "3-5", "", None),
+    ("gap_before_fitting", "0-2:1 3-5", "3-5", "", None),
+    ("gap_after_fitting", "3-5 6-8:5", "3-5", "", None),
 ]
 
 
@@ -117,16 +122,16 @@ def test_merge_existing(before: str, modified: str, after: str, target: int | No
     bench.check()
 
 
-@pytest.mark.parametrize("sticky", list(product(["", "s"], repeat=3)), ids="".join)
+@pytest.mark.parametrize("sticky", list(product(["", "S"], repeat=3)), ids="".join)
 def test_sticky_flags_of_a_new_range(sticky: tuple[str, str, str]) -> None:
     """A sticky flag does not stop a merge, and stays if any participant had it."""
     prev, new, following = sticky
     bench = Bench(f"0-3{prev} 5-9{following}")
     bench.new(3, 5, FLAGS | (STICKY if new else 0))
-    assert bench.layout() == "0-9" + ("s" if any(sticky) else "")
+    assert bench.layout() == "0-9" + ("S" if any(sticky) else "")
 
 
-@pytest.mark.parametrize("sticky", list(product(["", "s"], repeat=3)), ids="".join)
+@pytest.mark.parametrize("sticky", list(product(["", "S"], repeat=3)), ids="".join)
 @pytest.mark.parametrize(
     ("before", "modified", "after", "who"),
     [
@@ -145,7 +150,7 @@ def test_sticky_flags_of_an_existing_range(
     bench = Bench(before.format(*sticky))
     start, end = pages(modified)
     bench.modify(start, end, FLAGS | (STICKY if sticky[1] else 0))
-    expected = "s" if any(sticky[i] for i in who) else ""
+    expected = "S" if any(sticky[i] for i in who) else ""
     assert bench.layout() == after.format(*sticky, x=expected)
 
 
@@ -250,6 +255,16 @@ def test_out_of_memory_changes_nothing(before: str, function: str, point: int, g
     bench.check()
 
 
+def test_modify_reports_lack_of_memory() -> None:
+    """A merge that should be and cannot get memory is an error: the VMA is not split in its place."""
+    bench = Bench("0-3 3-7")
+    bench.fail_next(1)
+    vma = bench[3]
+    changed = bench.image.vma.vma_modify_flags(bench[0], vma, vma.vm_start, 5 << PAGE_SHIFT, FLAGS)
+    assert changed == -ENOMEM
+    assert bench.layout() == "0-3 3-7"
+
+
 def test_merge_extend() -> None:
     """In-place growth up to the next VMA swallows it."""
     bench = Bench("0-1 3-4")
@@ -283,17 +298,19 @@ COPY = [
     ("merged_with_prev", "0-2 6-8", 6, 2, "0-4 6-8", False, True),
     ("merged_with_itself_after", "0-2", 0, 2, "0-4", True, True),
     ("merged_with_itself_before", "2-4", 2, 0, "0-4", True, True),
+    ("merged_with_itself_and_prev", "0-2 4-6", 4, 2, "0-6", True, True),
     ("faulted_keeps_its_offset", "3-5@1", 3, 0, "0-2:3@1 3-5@1", False, False),
     ("faulted_does_not_fit", "0-2 6-8@1", 6, 2, "0-2 2-4:6@1 6-8@1", False, False),
     # its offset fits behind 0-2, as after an earlier move; what moves in brings its anon_vma (fixed in January 2026)
     ("faulted_fits_behind_unfaulted", "0-2 6-8:2@1", 6, 2, "0-4@1 6-8:2@1", False, True),
     ("faulted_fits_before_unfaulted", "4-6 8-a:2@1", 8, 2, "2-6@1 8-a:2@1", False, True),
-    ("fork_child_does_not_merge", "0-2 6-8:2@1f", 6, 2, "0-2 2-4@1f 6-8:2@1f", False, False),
+    ("fork_child_does_not_merge", "0-2 6-8:2@1F", 6, 2, "0-2 2-4@1F 6-8:2@1F", False, False),
 ]
 
 
 @pytest.mark.parametrize(
-    ("before", "source", "to", "after", "itself", "locks"), [pytest.param(*row[1:], id=row[0]) for row in COPY]
+    ("before", "source", "to", "after", "itself", "locks"),
+    [pytest.param(*row[1:], id=row[0]) for row in COPY],
 )
 def test_copy_vma(before: str, source: int, to: int, after: str, itself: bool, locks: bool) -> None:
     """mremap's destination: a copy with the old page offset if faulted, else merged wherever it fits."""
@@ -320,15 +337,14 @@ SHARING = [
     ("next_first", "0-3@1 3-5 5-8@2", 3, "2"),
     ("prev_else", "0-3@1 3-5 5-8", 3, "1"),
     ("gap", "0-2@1 3-5 6-8@2", 3, None),
-    ("fork_child_next_passed_over", "0-3@1 3-5 5-8@2f", 3, "1"),
-    ("fork_children_both", "0-3@1f 3-5 5-8@2f", 3, None),
+    ("fork_child_next_passed_over", "0-3@1 3-5 5-8@2F", 3, "1"),
+    ("fork_children_both", "0-3@1F 3-5 5-8@2F", 3, None),
+    ("gap_fitting_by_offset", "0-2:1@1 3-5 6-8:5@2", 3, None),
     ("offsets_differ", "0-3:1@1 3-5 5-8:9@2", 3, None),
 ]
 
 
-@pytest.mark.parametrize(
-    ("layout", "page", "name"), [pytest.param(*row[1:], id=row[0]) for row in SHARING]
-)
+@pytest.mark.parametrize(("layout", "page", "name"), [pytest.param(*row[1:], id=row[0]) for row in SHARING])
 def test_find_mergeable_anon_vma(layout: str, page: int, name: str | None) -> None:
     """At its first fault a VMA shares a compatible neighbour's anon_vma, next first, but not a fork child's."""
     bench = Bench(layout)
@@ -338,7 +354,13 @@ def test_find_mergeable_anon_vma(layout: str, page: int, name: str | None) -> No
 
 @pytest.mark.parametrize(
     ("change", "shared"),
-    [("vm_flags:4", True), ("vm_flags:8192", False), ("vm_policy:1", False), ("anon_name:1", True), ("uffd_ctx:1", True)],
+    [
+        ("vm_flags:4", True),
+        ("vm_flags:8192", False),
+        ("vm_policy:1", False),
+        ("anon_name:1", True),
+        ("uffd_ctx:1", True),
+    ],
     ids=["access", "locked", "policy", "name", "uffd"],
 )
 def test_anon_vma_compatible(change: str, shared: bool) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator.hw.pte import PRESENT, is_swap
+from emulator.hw.pte import DIRTY, PRESENT, is_swap
 from emulator.mm_types import VM_LOCKED
 from emulator.uapi import (
     MADV_DONTNEED,
-    MADV_HUGEPAGE,
     MADV_PAGEOUT,
     MAP_FIXED,
     MAP_SHARED,
@@ -20,33 +19,8 @@ from emulator.uapi import (
 )
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Switch
 from tests.emulator.kernel_world import World
+from tests.emulator.populated import forked, huge, written
 from tests.emulator.references import TO_THE_END, check_all, every_cut, every_two_cuts
-
-
-def written(pages: int = 4, *, fork: bool = False) -> World:
-    world = World()
-    world.mmap(0, pages)
-    for page in range(pages):
-        world.write(page)
-    if fork:
-        world.fork(1)
-    return world
-
-
-def forked() -> World:
-    return written(fork=True)
-
-
-def huge() -> World:
-    """One huge page at page 0, written at pages 0, 3 and 7."""
-    world = World()
-    world.mmap(0, 8)
-    assert world.do("madvise", 0, 8, MADV_HUGEPAGE) == 0
-    for page in (0, 3, 7):
-        world.write(page)
-    assert world.folio(0).order == 3
-    return world
-
 
 # ---- what becomes of one folio
 
@@ -122,6 +96,8 @@ def test_referenced_pages_are_unmapped_and_kept() -> None:
     assert world.do("reclaim", 1) == 0
     assert is_swap(world.pte(1))
     assert not folio.freed
+    assert folio.dirty  # it was not written either: the reference may be used for writing
+    assert not world.machine.swap.content
     check_all(world)
     assert world.do("pin_write", 0, 3) == 0
     assert world.do("unpin", 0) == 0
@@ -214,8 +190,9 @@ def test_a_partly_mapped_huge_page_is_split() -> None:
     """What is unmapped of it is freed, not written."""
     world = huge()
     assert world.do("munmap", 0, 3) == 0
-    before = world.contents()
+    folio, before = world.folio(5), world.contents()
     assert world.do("reclaim", 5) == 1
+    assert world.machine.phys.frames[folio.pfn + 5].order == 0
     assert len(world.machine.swap.count) == 5
     assert world.contents() == before
     check_all(world)
@@ -272,15 +249,14 @@ def check_contents(world: World, before: dict[int, dict[int, int]], beside: str,
             assert content == before[page], where
 
 
-@pytest.mark.parametrize("make", [written, forked])
-@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize(
+    ("beside", "make"),
+    [(beside, make) for beside, op in BESIDE.items() for make in (written, forked) if make is forked or not op.proc],
+)
 def test_reclaim_beside(beside: str, make: Callable[[], World]) -> None:
     """Wherever the two meet: references, slots and mapcounts add up, and no page is lost or mixed up."""
-    other = BESIDE[beside]
-    if make is written and other.proc:
-        pytest.skip("there is no child")
     before = make().contents()
-    for world, _, where in every_cut(make, (Op("reclaim", 0, (1,)), other)):
+    for world, _, where in every_cut(make, (Op("reclaim", 0, (1,)), BESIDE[beside])):
         check_all(world)
         check_contents(world, before, beside, where)
         if 1 in world.machine.procs:
@@ -309,6 +285,33 @@ def test_huge_reclaim_beside(beside: str) -> None:
             if (beside in ("munmap", "dontneed") and page < 4) or (beside == "write" and page == 1):
                 continue
             assert world.content(page) == before[page], where
+
+
+def test_a_page_that_looks_clean_is_written() -> None:
+    """A page copied by a read pin has a clean entry, and is nowhere but in memory."""
+    world = forked()
+    before = world.content(1)
+    assert world.do("gup_fast", 1, FOLL_PIN, 0) == 0
+    assert world.do("unpin", 0) == 0
+    assert not world.pte(1) & DIRTY
+    world.folio(1).dirty = False
+    assert world.do("reclaim", 1) == 1
+    assert world.content(1) == before
+    check_all(world)
+
+
+def test_what_is_written_out_is_a_copy() -> None:
+    """A store to the page after it was written out does not reach the device by itself."""
+    world = written()
+    ops = (Op("reclaim", 0, (1,)), Op("read", 0, (1,)))
+    world.collide(ops, (Switch(0, "reclaim.before_free", 1), Switch(1, "", TO_THE_END)))
+    folio = world.folio(1)
+    assert folio.swapcache
+    world.write(1, 2)
+    assert sorted(world.machine.swap.content[folio.swap]) == [0]
+    assert world.do("reclaim", 1) == 1
+    assert sorted(world.content(1) or {}) == [0, 2]
+    check_all(world)
 
 
 def test_a_write_before_the_end_keeps_the_folio() -> None:

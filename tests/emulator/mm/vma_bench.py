@@ -1,7 +1,7 @@
 """A bench for mm/vma.c's functions: VMAs put up from text, without system calls (as tools/testing/vma does it).
 
-``"0-3 3-7@1 7-9c"``: VMAs [0,3), [3,7) and [7,9) in pages. ``:5`` has page offset 5 (else it is the start page); ``@1`` is
-faulted, with the anon_vma named 1, ``@1f`` as a fork child; ``c`` has a close() hook, ``s`` carries a sticky flag.
+``"0-3 3-7@1 7-9C"``: VMAs [0,3), [3,7) and [7,9) in pages. ``:5`` has page offset 5 (else it is the start page);
+``@1`` is faulted, with the anon_vma named 1, ``@1F`` as a fork child; ``C`` has a close() hook, ``S`` a sticky flag.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLAGS: Final = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE
 STICKY: Final = VM_SOFTDIRTY
 STICKY_PROFILE: Final = profile_with(vm_ignore_merge=STICKY)
 CLOSE: Final = VmOps("closing", close=True)
-VMA = re.compile(r"([0-9a-f]+)-([0-9a-f]+)(?::([0-9a-f]+))?(?:@(\d)(f?))?(c?)(s?)$")
+VMA = re.compile(r"([0-9a-f]+)-([0-9a-f]+)(?::([0-9a-f]+))?(?:@(\d)(F?))?(C?)(S?)$")
 
 
 class Bench:
@@ -73,16 +73,16 @@ class Bench:
             return
         # alone in an address space, so that no neighbour's is shared
         elsewhere = self.world.machine.new_mm(1 + len(self.parents))
-        first = VmAreaStruct(elsewhere, vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags)
-        assert self.image.vma.vma_link(first) == 0
-        assert rmap._anon_vma_prepare(first) == 0
         if forked:
             self.parents.append(elsewhere)
-            assert rmap.anon_vma_fork(vma, first) == 0
+            parent = VmAreaStruct(elsewhere, vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags)
+            assert self.image.vma.vma_link(parent) == 0
+            assert rmap._anon_vma_prepare(parent) == 0
+            assert rmap.anon_vma_fork(vma, parent) == 0
         else:
-            vma.anon_vma = first.anon_vma
-            assert rmap.anon_vma_clone(vma, first, rmap.VMA_OP_SPLIT) == 0
-            rmap.unlink_anon_vmas(first)
+            vma.vm_mm = elsewhere
+            assert rmap._anon_vma_prepare(vma) == 0
+            vma.vm_mm = self.mm
         assert vma.anon_vma is not None
         self.anon_vmas[name] = vma.anon_vma
 
@@ -94,9 +94,7 @@ class Bench:
 
     def vmg(self, start: int, end: int, flags: int = FLAGS) -> Any:
         """A vmg for a new range."""
-        return self.image.vma.VmaMergeStruct(
-            self.mm, start << PAGE_SHIFT, end << PAGE_SHIFT, flags, start
-        )
+        return self.image.vma.VmaMergeStruct(self.mm, start << PAGE_SHIFT, end << PAGE_SHIFT, flags, start)
 
     def new(self, start: int, end: int, flags: int = FLAGS) -> tuple[VmAreaStruct | None, Any]:
         """vma_merge_new_range for the hole [start, end): (result, vmg)."""
@@ -128,11 +126,11 @@ class Bench:
             text += f":{vma.vm_pgoff:x}"
         if vma.anon_vma is not None:
             text += "@" + next(n for n, a in self.anon_vmas.items() if a is vma.anon_vma)
-            text += "f" if len(vma.anon_vma_chain) > 1 else ""
+            text += "F" if len(vma.anon_vma_chain) > 1 else ""
         if vma.vm_ops is not None and vma.vm_ops.close:
-            text += "c"
+            text += "C"
         if vma.vm_flags & STICKY:
-            text += "s"
+            text += "S"
         return text
 
     def fail_next(self, point: int) -> None:
@@ -142,7 +140,6 @@ class Bench:
 
     def check(self) -> None:
         """The VMAs and the anon_vma graph are sound."""
-        self.mm.total_vm = sum((v.vm_end - v.vm_start) >> PAGE_SHIFT for v in self.mm.mm_mt)
         check_vmas(self.mm)
         check_anon_vmas([self.mm, *self.parents])
-        assert not self.world.machine.sched.warnings
+        assert self.world.machine.sched.warnings == []

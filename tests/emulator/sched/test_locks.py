@@ -21,7 +21,7 @@ def test_readers_share() -> None:
     """Any number may read at once; a writer waits for the last of them."""
     sched = Scheduler()
     sem = RwSem("mmap_lock", sched)
-    order = []
+    order: list[str] = []
 
     def reader(name: str) -> Callable[[], None]:
         def body() -> None:
@@ -50,7 +50,7 @@ def test_a_writer_keeps_everybody_out() -> None:
     """Readers and writers wait until the writer is through; try-locks fail at once."""
     sched = Scheduler()
     sem = RwSem("mmap_lock", sched)
-    order = []
+    order: list[str] = []
 
     def first() -> None:
         sem.down_write()
@@ -127,7 +127,11 @@ def test_unlock_by_somebody_else(make: Callable[[Scheduler], object], unlock: st
 
 @pytest.mark.parametrize(
     "sleep",
-    [lambda s: RwSem("rwsem", s).down_write(), lambda s: RwSem("rwsem", s).down_read(), lambda s: FolioLock(s).lock()],
+    [
+        lambda s: RwSem("rwsem", s).down_write(),
+        lambda s: RwSem("rwsem", s).down_read(),
+        lambda s: FolioLock(s).lock(),
+    ],
     ids=["write", "read", "folio"],
 )
 def test_sleeping_under_a_spinlock(sleep: Callable[[Scheduler], None]) -> None:
@@ -184,6 +188,7 @@ def test_abba_deadlock() -> None:
 
         return run
 
+    schedule = [Switch(0, "between", 1), Switch(1, "between", 1)]
     with pytest.raises(KernelBug, match=r"op 0 waits for lock B, op 1 waits for lock A") as caught:
-        sched.run_collision([Task(0, 0), Task(1, 1)], [body(a, b), body(b, a)], [Switch(0, "between", 1)])
+        sched.run_collision([Task(0, 0), Task(1, 1)], [body(a, b), body(b, a)], schedule)
     assert caught.value.rule == "deadlock"

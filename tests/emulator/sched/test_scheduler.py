@@ -31,9 +31,7 @@ class Collision:
         return run
 
     def run(self, schedule: list[Switch]) -> str:
-        self.sched.run_collision(
-            [Task(i, i) for i in range(len(self.bodies))], self.bodies, schedule
-        )
+        self.sched.run_collision([Task(i, i) for i in range(len(self.bodies))], self.bodies, schedule)
         return " ".join(self.seen)
 
 
@@ -134,7 +132,7 @@ def test_deadlock() -> None:
     def body() -> None:
         sched.wait_for(lambda: False, "godot")
 
-    with pytest.raises(KernelBug, match="deadlock.*op 0 waits for godot, op 1 waits for godot"):
+    with pytest.raises(KernelBug, match=r"deadlock.*op 0 waits for godot, op 1 waits for godot"):
         sched.run_collision([Task(0, 0), Task(1, 1)], [body, body], [])
     assert not sched.concurrent
     sched.run_collision([Task(0, 0), Task(1, 1)], [lambda: None, lambda: None], [])
@@ -208,7 +206,7 @@ def test_interrupts_off() -> None:
 
 def collide_twice() -> list[tuple[object, ...]]:
     """Two runs of one collision on the machine: a fault beside an mprotect beside an mremap."""
-    runs = []
+    runs: list[tuple[object, ...]] = []
     for _ in range(2):
         world = World()
         world.mmap(0, 4)

@@ -56,7 +56,7 @@ def test_results_and_shapes_tell_workloads_apart() -> None:
 def test_where_a_task_stood_is_a_feature() -> None:
     """The schedule decides what ran while another task stood at a point."""
     one = feedback()
-    points = [point for point in ("gup_fast.pte_read", "gup_fast.ref_taken", "any")]
+    points = ("gup_fast.pte_read", "gup_fast.walked", "end")
     seen = {tuple(sorted(states(run(one, COLLISION.format(point=point))))) for point in points}
     assert len(seen) > 1
 
@@ -67,7 +67,7 @@ def test_runs_do_not_leak_into_each_other() -> None:
     first = run(one, FAULTED)
     run(one, COLLISION.format(point="any"))
     assert run(one, FAULTED) == first
-    assert first == sorted(set(first))
+    assert len(first) == len(set(first))
 
 
 def test_features_are_the_same_in_every_process() -> None:

@@ -1,0 +1,241 @@
+"""Comparing the machine's pages, processes and pins with the specification, after each step or all of them.
+
+A ``Table`` says what to compare: process to arena page to the page's leaf entry, or UNKNOWN where nobody has
+looked it up yet. Almost all pages are anonymous and as they should be: those are sorted out by a short loop, and
+only the rest is looked at in detail (``Visible.difference``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.geometry import PAGE_SHIFT
+from emulator.hw.pgtable import walk_slot
+from emulator.hw.pte import PRESENT, SPECIAL
+from emulator.mm_types import VM_ACCESS_FLAGS
+from oracle.finding import Finding, Subject, finding
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, KIND_SWAP, Observer, pack
+from oracle.visible import UNKNOWN, Difference, Visible
+
+if TYPE_CHECKING:
+    from emulator.mm_types import MmStruct
+    from emulator.workload import Op, Outcome
+    from oracle.specification import Specification
+    from oracle.specification_page import Pages
+
+Table = dict[int, dict[int, int]]
+
+_ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap"))
+
+
+class VisibleOracle:
+    """Compares the machine with the specification."""
+
+    __slots__ = ("_first", "_observer", "view")
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._first = observer.machine.geometry.arena_start >> PAGE_SHIFT  # virtual page of arena page 0
+        self.view = Visible(observer.machine)
+
+    # ---- what to compare
+
+    def touched(self, ops: tuple[Op, ...], outcomes: list[Outcome]) -> Table:
+        """What the last step may have changed."""
+        observer = self._observer
+        first = self._first
+        table: Table = {}
+        for op, outcome in zip(ops, outcomes, strict=True):
+            pages = table.setdefault(op.proc, {})
+            for start, length in spans_of(op, outcome.ret):
+                if length == 1:
+                    pages[start] = UNKNOWN
+                else:
+                    pages.update(dict.fromkeys(range(start, start + length), UNKNOWN))
+        for op in ops:
+            if op.kind == "fork":
+                self._add_child(op.proc, table.setdefault(op.args[0], {}), table)
+        for label, spans in observer.spans.items():  # all leaves in there have been seen: they come next
+            pages = table.setdefault(label, {})
+            for low, high in spans:
+                pages.update(dict.fromkeys(range((low >> PAGE_SHIFT) - first, (high >> PAGE_SHIFT) - first), 0))
+        shifts = observer.machine.geometry.shifts
+        for leaf in observer.leaves:
+            pages = table.setdefault(leaf.mm.label, {})
+            number = (leaf.address >> PAGE_SHIFT) - first
+            if leaf.table.level:
+                span = range(number, number + (1 << shifts[leaf.table.level] - PAGE_SHIFT))
+                pages.update(dict.fromkeys(span, UNKNOWN))
+            else:
+                pages[number] = leaf.entry
+        return table
+
+    def _add_child(self, parent: int, pages: dict[int, int], table: Table) -> None:
+        """A child is compared wherever its parent has, or may have had, something mapped."""
+        first = self._first
+        mm = self._observer.machine.procs.get(parent)
+        if mm is not None:
+            for vma in mm.mm_mt:
+                span = range((vma.vm_start >> PAGE_SHIFT) - first, (vma.vm_end >> PAGE_SHIFT) - first)
+                pages.update(dict.fromkeys(span, UNKNOWN))
+        pages.update(dict.fromkeys(table[parent], UNKNOWN))
+
+    def everything(self, spec: Specification) -> Table:
+        """All pages of all processes, mapped in the machine or in the specification (``observe_everything`` first)."""
+        table: Table = {label: dict.fromkeys(pages, UNKNOWN) for label, pages in spec.procs.items()}
+        for label, pages in self.touched((), []).items():
+            table.setdefault(label, {}).update(pages)
+        return table
+
+    # ---- comparing
+
+    def suspects(self, spec: Specification, label: int, numbers: dict[int, int]) -> list[tuple[int, int]]:
+        """(page, entry) of those pages that are not obviously as the specification says."""
+        pages = spec.procs.get(label)
+        machine = self._observer.machine
+        mm = machine.procs.get(label)
+        if pages is None or mm is None:
+            return []
+        return self._suspects(pages, mm, numbers, bool(spec.pins))
+
+    def _suspects(
+        self, pages: Pages, mm: MmStruct, numbers: dict[int, int], pinned: bool
+    ) -> list[tuple[int, int]]:
+        machine = self._observer.machine
+        geometry = machine.geometry
+        frames = machine.phys.frames
+        first = self._first
+        find = mm.mm_mt.find
+        suspects: list[tuple[int, int]] = []
+        low = high = 0  # [low, high) bytes: a VMA or, with prot -1, a hole
+        prot = -1
+        for number, entry in numbers.items():
+            address = number + first << PAGE_SHIFT
+            if not low <= address < high:
+                vma = find(address)
+                if vma is None:
+                    low, high, prot = address, 1 << 64, -1
+                elif vma.vm_start > address:
+                    low, high, prot = address, vma.vm_start, -1
+                else:
+                    low, high = vma.vm_start, vma.vm_end
+                    prot = vma.vm_flags & VM_ACCESS_FLAGS if vma.vm_file is None else -2
+            page = pages.get(number)
+            if page is None:
+                if prot != -1:
+                    suspects.append((number, entry))
+                continue
+            if page.prot != prot or page.backing is not None:
+                suspects.append((number, entry))
+                continue
+            if entry == UNKNOWN:
+                table, _, entry = walk_slot(mm, geometry, address)
+                if table.level and entry & PRESENT:
+                    entry += address & ((1 << geometry.shifts[table.level]) - 1)
+            if entry & PRESENT and not pinned:
+                content = 0
+                if not entry & SPECIAL:
+                    folio = frames[entry >> PAGE_SHIFT]
+                    stored = folio.content[(entry >> PAGE_SHIFT) - folio.pfn]
+                    if stored:
+                        content = pack(stored)
+                if content != page.content:
+                    suspects.append((number, entry))
+            elif entry or page.content:
+                suspects.append((number, entry))
+        return suspects
+
+    def first_difference(self, spec: Specification, table: Table) -> tuple[Difference, int, int] | None:
+        """The first thing that is not as ``spec`` says, with process and page (-1, -1 where it is none)."""
+        whole = self._whole(spec)
+        if whole is not None:
+            return whole, -1, -1
+        for label, numbers in table.items():
+            for number, entry in self.suspects(spec, label, numbers):
+                difference = self.view.difference(spec, label, number, entry)
+                if difference is not None:
+                    return difference, label, number
+        for label, pin in self._observer.machine.pins.items():
+            difference = self.view.pin_difference(spec, label, pin)
+            if difference is not None:
+                return difference, -1, -1
+        return None
+
+    def _whole(self, spec: Specification) -> Difference | None:
+        """Processes that live and pins that are held."""
+        machine = self._observer.machine
+        if spec.procs.keys() != machine.procs.keys():
+            return "processes", "", f"processes {sorted(machine.procs)} live, it should be {sorted(spec.procs)}"
+        if spec.pins.keys() != machine.pins.keys():
+            return "pins", "", f"pins {sorted(machine.pins)} are held, it should be {sorted(spec.pins)}"
+        return None
+
+    def compare(self, spec: Specification, step: int, table: Table, ops: tuple[Op, ...]) -> list[Finding]:
+        """Every difference at these pages, and in processes and pins, as findings."""
+        found: list[Finding] = []
+        whole = self._whole(spec)
+        if whole is not None:
+            found.append(_finding(whole, step, ops, ()))
+        for label, numbers in table.items():
+            for number, entry in self.suspects(spec, label, numbers):
+                difference = self.view.difference(spec, label, number, entry)
+                if difference is not None:
+                    found.append(_finding(difference, step, ops, self._subjects(label, number)))
+        for label, pin in self._observer.machine.pins.items():
+            difference = self.view.pin_difference(spec, label, pin)
+            if difference is not None:
+                found.append(_finding(difference, step, ops, (("folio", pin.folio.pfn),)))
+        return found
+
+    def _subjects(self, label: int, number: int) -> tuple[Subject, ...]:
+        machine = self._observer.machine
+        page: Subject = ("page", label << 40 | number + self._first)
+        mm = machine.procs.get(label)
+        if mm is not None:
+            entry = self.view.entry(mm, number + self._first << PAGE_SHIFT)
+            if entry & PRESENT and not entry & SPECIAL:
+                return page, ("folio", machine.phys.frames[entry >> PAGE_SHIFT].pfn)
+        return (page,)
+
+    # ---- references without a promise
+
+    def settle_wild_writes(self, spec: Specification) -> None:
+        """What was written through references without a promise shows wherever the machine shows it."""
+        observer = self._observer
+        for label in spec.wild:
+            pin = observer.machine.pins.get(label)
+            if pin is None:
+                continue
+            folio = pin.folio
+            keys = [folio.pfn + pin.page << 3, folio.pfn << 3]
+            if folio.swapcache:
+                keys.append(folio.swap + pin.page << 3 | KIND_SWAP)
+            for key in keys:
+                for place in observer.holders(key):
+                    leaf = observer.leaf_at(place)
+                    if leaf is not None:
+                        within = pin.page if leaf.table.level else 0
+                        number = (leaf.address >> PAGE_SHIFT) - self._first + within
+                        self.view.take_content(spec, leaf.mm.label, number)
+        spec.wild.clear()
+
+
+def spans_of(op: Op, ret: int) -> list[tuple[int, int]]:
+    """(first page, pages) that the operation names by its arguments and its result."""
+    kind = op.kind
+    if kind in ACCESSES or kind in KERNEL_ACTIVITY:
+        return [(op.args[0], 1)]
+    if kind not in _ON_RANGES:
+        return []
+    if kind == "mremap":
+        return [(op.args[0], op.args[1]), (ret if ret >= 0 else op.args[4], op.args[2])]
+    return [(ret if kind == "mmap" and ret >= 0 else op.args[0], op.args[1])]
+
+
+def _finding(
+    difference: Difference, step: int, ops: tuple[Op, ...], subjects: tuple[Subject, ...]
+) -> Finding:
+    rule, cause, detail = difference
+    who = "+".join(sorted(op.kind for op in ops))
+    cause = ", ".join([word for word in (cause, who) if word])
+    return finding("specification", rule, detail, step, cause=cause, subjects=subjects)
