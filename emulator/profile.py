@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from emulator.mm_types import VM_MAYBE_GUARD
+
 
 class Profile(NamedTuple):
     """One kernel and its settings (the defaults of a distribution, with THP=madvise)."""
@@ -15,7 +17,7 @@ class Profile(NamedTuple):
     rlimit_stack: int = 8 << 20  # bytes
     rlimit_memlock: int = 8 << 20  # bytes
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
-    vm_ignore_merge: int = 0  # VM_STICKY: flags that do not stop a merge (VM_SOFTDIRTY not configured)
+    vm_ignore_merge: int = VM_MAYBE_GUARD  # VM_STICKY: do not stop a merge (VM_SOFTDIRTY not configured)
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
 
 

@@ -16,7 +16,7 @@ from fuzz.campaign import selftest
 from fuzz.campaign.breeding import Breeder
 from fuzz.campaign.seeds import seed_inputs
 from fuzz.feedback.counters import Counters
-from fuzz.feedback.features import Feedback
+from fuzz.feedback.features import END_OF_STATES, Feedback
 from fuzz.target import Target
 from oracle.judge import Judge
 
@@ -58,7 +58,7 @@ def _judges() -> Check:
     what = "machine, oracles and counters work"
     try:
         target = Target("mainline")
-        counters = Counters()
+        counters = Counters(END_OF_STATES)
         image, _ = target.images(counters.transform)
         feedback = Feedback(counters, image)
         judge, breeder, runs = Judge(image), Breeder(), []

@@ -13,10 +13,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emulator.errors import InternalError, UsageError, VmafuzzError
 from fuzz import files
-from fuzz.designs import one_line
+from fuzz.designs import one_line, raised_in_design
+
+if TYPE_CHECKING:
+    from emulator.designs.base import Design
 
 
 class InternalErrorOn(InternalError):
@@ -28,14 +32,25 @@ class InternalErrorOn(InternalError):
 
 
 @contextlib.contextmanager
-def kept(data: bytes) -> Iterator[None]:
-    """Code that works on one input: whatever unexpected comes out carries the input with it."""
+def kept(data: bytes, design: type[Design] | None = None, folder: Path | None = None) -> Iterator[None]:
+    """Code that works on one input: whatever unexpected comes out carries the input with it.
+
+    What comes out of the own file of a user's ``design`` is the user's mistake: a ``UsageError`` that names the
+    folder (below ``folder``) with workload and traceback.
+    """
     try:
         yield
     except (UsageError, InternalErrorOn):
         raise
     except Exception as error:
-        raise InternalErrorOn(data, error) from error
+        kept_error = InternalErrorOn(data, error)
+        kept_error.__cause__ = error
+        if design is None or not raised_in_design(error, design):
+            raise kept_error from error
+        place = save(kept_error, folder)
+        raise UsageError(
+            f"the design's own code failed: {one_line(error)}; the workload and the traceback are in {place}"
+        ) from error
 
 
 def save(error: BaseException, folder: Path | None = None) -> Path:

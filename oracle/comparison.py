@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
-from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.mm_types import VM_ACCESS_FLAGS
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_SHARED
+from oracle.contents import pack
 from oracle.finding import Finding, Subject, finding
-from oracle.observation import ACCESSES, KERNEL_ACTIVITY, KIND_SWAP, Observer, pack
+from oracle.leaves import KIND_SWAP
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, Observer
 from oracle.visible import UNKNOWN, Difference, Visible
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Table = dict[int, dict[int, int]]
 
+_NO_FRAMES: frozenset[int] = frozenset()
 _ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap"))
 
 
@@ -96,19 +98,21 @@ class VisibleOracle:
         mm = machine.procs.get(label)
         if pages is None or mm is None:
             return []
-        return self._suspects(pages, mm, numbers, bool(spec.pins))
+        pinned = {pin.folio.pfn + pin.page for pin in machine.pins.values()} if machine.pins else _NO_FRAMES
+        return self._suspects(pages, mm, numbers, pinned)
 
     def _suspects(
-        self, pages: Pages, mm: MmStruct, numbers: dict[int, int], pinned: bool
+        self, pages: Pages, mm: MmStruct, numbers: dict[int, int], pinned: set[int] | frozenset[int]
     ) -> list[tuple[int, int]]:
         machine = self._observer.machine
-        geometry = machine.geometry
         frames = machine.phys.frames
         first = self._first
         find = mm.mm_mt.find
+        entry_at = self.view.entry
         suspects: list[tuple[int, int]] = []
         low = high = 0  # [low, high) bytes: a VMA or, with prot -1, a hole
         prot = -1
+        backing: tuple[bool, int, int] | None = None  # of the VMA: shared, file, file page of arena page 0
         for number, entry in numbers.items():
             address = number + first << PAGE_SHIFT
             if not low <= address < high:
@@ -119,27 +123,32 @@ class VisibleOracle:
                     low, high, prot = address, vma.vm_start, -1
                 else:
                     low, high = vma.vm_start, vma.vm_end
-                    prot = vma.vm_flags & VM_ACCESS_FLAGS if vma.vm_file is None else -2
+                    prot = vma.vm_flags & VM_ACCESS_FLAGS
+                    backing = None
+                    if vma.vm_file is not None:
+                        origin = vma.vm_pgoff - (low >> PAGE_SHIFT) + first
+                        backing = (vma.vm_flags & VM_SHARED != 0, vma.vm_file.label, origin)
             page = pages.get(number)
-            if page is None:
-                if prot != -1:
+            if page is None or page.prot != prot:
+                if prot != -1 or page is not None:
                     suspects.append((number, entry))
                 continue
-            if page.prot != prot or page.backing is not None:
-                suspects.append((number, entry))
-                continue
             if entry == UNKNOWN:
-                table, _, entry = walk_slot(mm, geometry, address)
-                if table.level and entry & PRESENT:
-                    entry += address & ((1 << geometry.shifts[table.level]) - 1)
-            if entry & PRESENT and not pinned:
+                entry = entry_at(mm, address)
+            of_file = page.backing
+            if of_file is not None or backing is not None:
+                shown = None if backing is None else (backing[0], backing[1], backing[2] + number)
+                if entry or page.content is not None or of_file != shown:
+                    suspects.append((number, entry))
+            elif entry & PRESENT:
                 content = 0
+                frame = entry >> PAGE_SHIFT
                 if not entry & SPECIAL:
-                    folio = frames[entry >> PAGE_SHIFT]
-                    stored = folio.content[(entry >> PAGE_SHIFT) - folio.pfn]
+                    folio = frames[frame]
+                    stored = folio.content[frame - folio.pfn]
                     if stored:
                         content = pack(stored)
-                if content != page.content:
+                if content != page.content or frame in pinned:
                     suspects.append((number, entry))
             elif entry or page.content:
                 suspects.append((number, entry))
@@ -207,6 +216,10 @@ class VisibleOracle:
             if pin is None:
                 continue
             folio = pin.folio
+            for other_label, other in observer.machine.pins.items():
+                state = spec.pins.get(other_label)
+                if state is not None and state.cell and other.folio is folio and other.page == pin.page:
+                    spec.cells[state.cell] = pack(folio.content[pin.page])
             keys = [folio.pfn + pin.page << 3, folio.pfn << 3]
             if folio.swapcache:
                 keys.append(folio.swap + pin.page << 3 | KIND_SWAP)

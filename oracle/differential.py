@@ -21,7 +21,8 @@ from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.uapi import MAP_FIXED, MREMAP_RELOCATE_ANON, result_name
 from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
-from oracle.observation import ACCESSES, KERNEL_ACTIVITY, KIND_SWAP, Observer, leaf_key
+from oracle.leaves import KIND_SWAP, leaf_key
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, Observer
 from oracle.specification_page import FAILURES
 from oracle.visible import UNKNOWN, Visible
 
@@ -87,7 +88,7 @@ def fate_by_kind(op: Op, ret: int) -> Fate:
 class DifferentialOracle:
     """Drives the reference machine and compares."""
 
-    __slots__ = ("_alike", "_known", "_machine", "_reference", "_visible", "detached")
+    __slots__ = ("_alike", "_collided", "_known", "_machine", "_reference", "_visible", "detached")
 
     def __init__(self, machine: Machine, reference: Machine) -> None:
         self._machine = machine
@@ -95,6 +96,7 @@ class DifferentialOracle:
         self._visible = VisibleOracle(Observer(reference))
         self._known = reference.image.design.mremap_flags
         self._alike: dict[int, bool] = {}  # process to: its layouts were alike after the last step
+        self._collided = False
         self.detached = ""
 
     def detach(self, index: int, why: str) -> None:
@@ -121,6 +123,7 @@ class DifferentialOracle:
         if self.detached:
             return []
         found: list[Finding] = []
+        self._collided = self._collided or len(order) > 1
         alike = all(self._alike.get(op.proc, True) for op in step.ops)
         try:
             for number in order:
@@ -214,10 +217,12 @@ class DifferentialOracle:
     def check_sharing(self, index: int, spec: Specification) -> list[Finding]:
         """Which pages share memory (copy-on-write): the same on both.
 
-        Pages of zeros are left out, as whether they have memory depends on huge pages, and so does sharing of
-        all pages where there are any.
+        Not compared after a collision, whose order may show in nothing but sharing. Pages of zeros are left out, as
+        whether they have memory depends on huge pages, and so does sharing of all pages where there are any.
         """
-        if self.detached or any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
+        if self.detached or self._collided:
+            return []
+        if any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
             return []
         mine = _sharing(self._machine, spec)
         other = _sharing(self._reference, spec)

@@ -27,8 +27,9 @@ from oracle.collision import CollisionOracle
 from oracle.comparison import VisibleOracle
 from oracle.differential import DifferentialOracle, Fate
 from oracle.finding import Finding, Subject, distinct, finding
+from oracle.leaves import leaves_between
 from oracle.lifetime import LifetimeOracle
-from oracle.observation import Observer, leaves_between
+from oracle.observation import Observer
 from oracle.rmap import RmapOracle
 from oracle.specification import Specification
 from oracle.specification_failure import settle

@@ -16,7 +16,8 @@ from emulator.mm_types import GUP_PIN_COUNTING_BIAS, AddressSpace
 from emulator.workload import FOLL_PIN
 from oracle.anon_vma_graph import AnonVmaGraph
 from oracle.finding import Finding, Subject, finding
-from oracle.observation import KIND_BITS, KIND_PRESENT, KIND_SWAP, Observer
+from oracle.leaves import KIND_BITS, KIND_PRESENT, KIND_SWAP
+from oracle.observation import Observer
 
 if TYPE_CHECKING:
     from emulator.mm_types import Folio, Pin

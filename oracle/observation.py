@@ -7,112 +7,32 @@ code.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import SPECIAL
+from oracle.leaves import (
+    KIND_BITS,
+    KIND_MARKER,
+    Leaf,
+    Place,
+    add_leaves,
+    collect_leaves,
+    leaf_key,
+    leaves_between,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from emulator.geometry import Geometry
     from emulator.machine import Machine
-    from emulator.mm_types import AnonVma, MmStruct, PageContent, VmAreaStruct
+    from emulator.mm_types import AnonVma, MmStruct, VmAreaStruct
     from emulator.workload import Op
-
-Place = tuple[PageTable, int]
-"""Where a leaf entry stands: (table, slot)."""
-
-# A leaf key says what an entry points to: the value (pfn or swap slot) and, in the low three bits, the kind.
-KIND_BITS: Final = 3
-KIND_PRESENT: Final = 0
-KIND_SWAP: Final = 1
-KIND_MIGRATION: Final = 2
-KIND_MARKER: Final = 5
-_KIND_OF_TYPE: Final = (0, KIND_SWAP, KIND_MIGRATION, KIND_MIGRATION, KIND_MIGRATION, KIND_MARKER, 0, 0)
-
-LANE: Final = 40  # bits that one write offset has in packed contents
 
 ACCESSES: Final = frozenset(("read", "write", "exec", "gup_fast", "gup_slow"))
 KERNEL_ACTIVITY: Final = frozenset(("reclaim", "swap_readahead", "migrate"))
 _KEEPS_LAYOUT: Final = KERNEL_ACTIVITY | {"unpin", "pin_write"}
-
-
-def leaf_key(entry: int) -> int:
-    """What a leaf entry points to, as one int; markers all alike."""
-    if entry & 1:
-        return entry >> 12 << KIND_BITS
-    return entry >> 12 << KIND_BITS | _KIND_OF_TYPE[entry >> 3 & 7]
-
-
-def pack(content: PageContent) -> int:
-    """The contents of a page as one int, ``LANE`` bits for each write offset; 0 is a page of zeros."""
-    packed = 0
-    for at, token in content.items():
-        packed |= token << at * LANE
-    return packed
-
-
-def unpack(packed: int) -> tuple[tuple[int, int], ...]:
-    """Packed contents as sorted (offset, token) pairs, the form of ``Outcome.data``."""
-    pairs = []
-    at = 0
-    while packed:
-        token = packed & ((1 << LANE) - 1)
-        if token:
-            pairs.append((at, token))
-        packed >>= LANE
-        at += 1
-    return tuple(pairs)
-
-
-def pack_data(data: tuple[tuple[int, int], ...]) -> int:
-    """The inverse of ``unpack``."""
-    packed = 0
-    for at, token in data:
-        packed |= token << at * LANE
-    return packed
-
-
-def collect_leaves(
-    table: PageTable,
-    base: int,
-    start: int,
-    end: int,
-    shifts: tuple[int, ...],
-    out: list[tuple[PageTable, int, int, int]],
-) -> None:
-    """Append (table, slot, address, entry) of every leaf below ``table`` that meets [start, end) (bytes)."""
-    shift = shifts[table.level]
-    size = 1 << shift
-    for slot, entry in table.entries.items():
-        address = base + (slot << shift)
-        if address < end and address + size > start:
-            if entry.__class__ is PageTable:
-                collect_leaves(entry, address, start, end, shifts, out)
-            else:
-                out.append((table, slot, address, entry))  # type: ignore[arg-type]
-
-
-def leaves_between(
-    mm: MmStruct, geometry: Geometry, start: int, end: int
-) -> list[tuple[PageTable, int, int, int]]:
-    """(table, slot, address, entry) of every leaf of ``mm`` that meets [start, end) (bytes)."""
-    out: list[tuple[PageTable, int, int, int]] = []
-    collect_leaves(mm.pgd, 0, start, end, geometry.shifts, out)
-    return out
-
-
-class Leaf(NamedTuple):
-    """One leaf entry as it stands after the step, 0 where it was cleared; ``vma`` is what covers it."""
-
-    table: PageTable
-    slot: int
-    mm: MmStruct
-    address: int
-    entry: int
-    vma: VmAreaStruct | None
 
 
 Imprint = tuple[int, int, int, "AnonVma | None", int, int]
@@ -333,7 +253,6 @@ class Observer:
 
     def _collect_spans(self) -> None:
         machine = self.machine
-        shifts = machine.geometry.shifts
         seen = dict(self.stored)
         for label, spans in self.spans.items():
             mm = machine.procs.get(label)
@@ -344,7 +263,7 @@ class Observer:
             done = 0
             for start, end in spans:
                 if end > done:
-                    collect_leaves(mm.pgd, 0, max(start, done), end, shifts, found)
+                    add_leaves(mm, machine.geometry, max(start, done), end, found)
                     done = end
             lookup = mm.mm_mt.lookup
             for table, slot, address, entry in found:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from emulator.hw.pte import PRESENT, PSE, SPECIAL
 from emulator.workload import FOLL_PIN
 from oracle.finding import Finding, finding
-from oracle.observation import KIND_MIGRATION, KIND_SWAP, Leaf, Observer, leaf_key
+from oracle.leaves import KIND_MIGRATION, KIND_SWAP, Leaf, leaf_key
+from oracle.observation import Observer
 
 if TYPE_CHECKING:
     from emulator.mm_types import AnonVma, AnonVmaChain, Folio, VmAreaStruct
@@ -30,19 +31,20 @@ def reaches(vma: VmAreaStruct, anon_vma: AnonVma, pgoff: int) -> bool:
     return False
 
 
-def same_family(vma: VmAreaStruct, anon_vma: AnonVma) -> bool:
-    """Does the anon_vma descend from the root that the VMA's descends from?"""
-    return vma.anon_vma is not None and vma.anon_vma.root is anon_vma.root
+def other_family(vma: VmAreaStruct, anon_vma: AnonVma) -> bool:
+    """Does the anon_vma descend from another root than the VMA's?"""
+    return vma.anon_vma is not None and vma.anon_vma.root is not anon_vma.root
 
 
 class RmapOracle:
     """Remembers where each folio claimed to be when it was last right, to tell who went wrong."""
 
-    __slots__ = ("_claims", "_observer")
+    __slots__ = ("_claims", "_observer", "_pinned")
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._claims: dict[int, tuple[object, int]] = {}  # head pfn to (mapping, index), last time it was right
+        self._pinned: set[int] = set()  # head pfns of folios that were pinned when the last step ended
 
     # ---- one entry
 
@@ -71,7 +73,7 @@ class RmapOracle:
                 key = leaf_key(entry)
                 kind = key & 7
                 if kind == KIND_MIGRATION:
-                    found.append(self._migration_entry_left(leaf, step, injected))
+                    found.append(self._migration_entry_left(leaf, step))
                     continue
                 if kind != KIND_SWAP:
                     continue
@@ -88,6 +90,7 @@ class RmapOracle:
                 claims[folio.pfn] = (mapping, folio.index)
             else:
                 found.append(self._broken(leaf, vma, folio, page, pgoff, state, step, injected))
+        self._pinned = {pin.folio.pfn for pin in machine.pins.values()}
         return found
 
     def _broken(
@@ -102,7 +105,7 @@ class RmapOracle:
         injected: bool,
     ) -> Finding:
         mapping: AnonVma = folio.mapping  # type: ignore[assignment]
-        if folio.index + page != pgoff or not same_family(vma, mapping):
+        if folio.index + page != pgoff or other_family(vma, mapping):
             rule = "misplaced"
         else:
             rule = "unreachable"
@@ -123,30 +126,28 @@ class RmapOracle:
             rule,
             detail,
             step,
-            cause=", ".join([who, *self._circumstances(folio, state, injected)]),
+            cause=", ".join([who, *self._circumstances(folio, state, injected and who == "folio ahead")]),
             subjects=(("folio", folio.pfn),),
         )
 
     def _circumstances(self, folio: Folio, state: str, injected: bool) -> list[str]:
+        """What tells flaws apart. A folio that was passed over is so for its state alone, however large it is."""
         words = [state]
-        if state == "present" and is_pinned(self._observer, folio):
+        if state == "present" and (folio.pfn in self._pinned or is_pinned(self._observer, folio)):
             words.append("pinned")
-        if folio.large:
-            words.append("large")
         if injected:
             words.append("failure injected")
         return words
 
-    def _migration_entry_left(self, leaf: Leaf, step: int, injected: bool) -> Finding:
+    def _migration_entry_left(self, leaf: Leaf, step: int) -> Finding:
         pfn = leaf.entry >> 12
         folio = self._observer.machine.phys.frames[pfn]
         detail = (
             f"process {leaf.mm.label} has a migration entry for {folio} at {leaf.address >> 12:#x} in {leaf.vma}, "
             "and the migration is over"
         )
-        cause = "failure injected" if injected else ""
         subjects = (("folio", folio.pfn), ("page", leaf.mm.label << 40 | leaf.address >> 12))
-        return finding("rmap", "migration-entry-left", detail, step, cause=cause, subjects=subjects)
+        return finding("rmap", "migration-entry-left", detail, step, subjects=subjects)
 
     # ---- every folio, by a real walk
 

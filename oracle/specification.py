@@ -50,7 +50,7 @@ from emulator.uapi import (
 )
 from emulator.workload import file_token
 from oracle import specification_mremap, specification_pins
-from oracle.observation import LANE, pack_data, unpack
+from oracle.contents import LANE, pack_data, unpack
 from oracle.specification_page import (
     Backing,
     Limits,

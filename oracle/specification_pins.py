@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from emulator.uapi import EBUSY, EFAULT, EINVAL, PROT_READ, PROT_WRITE, result_name
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
-from oracle.observation import LANE
+from oracle.contents import LANE
 from oracle.specification_page import Page, Pages, PinState, Refusal, beyond_file, names, wrong_result
 
 if TYPE_CHECKING:

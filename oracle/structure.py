@@ -17,7 +17,8 @@ from emulator.geometry import PAGE_MASK, PAGE_SHIFT
 from emulator.hw.pte import EXEC, PRESENT, RW, SPECIAL, SWP_EXCLUSIVE, USER
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_SHARED, VM_WRITE
 from oracle.finding import Finding, Subject, finding
-from oracle.observation import KIND_BITS, KIND_SWAP, Leaf, Observer, leaf_key
+from oracle.leaves import KIND_BITS, KIND_SWAP, Leaf, leaf_key
+from oracle.observation import Observer
 
 if TYPE_CHECKING:
     from emulator.mm_types import Folio, MmStruct, VmAreaStruct

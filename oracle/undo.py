@@ -14,7 +14,8 @@ from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.uapi import MREMAP_RELOCATE_ANON
 from oracle.finding import Finding, finding
-from oracle.observation import Observer, leaves_between
+from oracle.leaves import leaves_between
+from oracle.observation import Observer
 from oracle.rmap import is_pinned
 
 if TYPE_CHECKING:

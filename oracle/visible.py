@@ -13,7 +13,8 @@ from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_SHARED
 from emulator.workload import file_token
-from oracle.observation import KIND_MIGRATION, KIND_SWAP, leaf_key, pack, unpack
+from oracle.contents import pack, unpack
+from oracle.leaves import KIND_MIGRATION, KIND_SWAP, leaf_key
 from oracle.specification_page import Page, Pages, content_difference
 
 if TYPE_CHECKING:

@@ -127,6 +127,9 @@ def do_gup_fast(mm: MmStruct, args: tuple[int, ...]) -> int:
     got = gup.gup_fast(mm, address(mm, addr), flags)
     if isinstance(got, int):
         return got
+    if label in m.pins:  # taken meanwhile, by another op of the same collision
+        gup.unpin(m, got)
+        return -EBUSY
     m.pins[label] = got
     return 0
 
@@ -139,6 +142,9 @@ def do_gup_slow(mm: MmStruct, args: tuple[int, ...]) -> int:
     got = gup.gup_slow(mm, address(mm, addr), flags)
     if isinstance(got, int):
         return got
+    if label in m.pins:  # taken meanwhile, by another op of the same collision
+        gup.unpin(m, got)
+        return -EBUSY
     m.pins[label] = got
     return 0
 

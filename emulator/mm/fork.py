@@ -85,6 +85,9 @@ def sys_fork(mm: MmStruct, label: int) -> int:
     error = dup_mmap(child, mm)
     if error:
         return error
+    if label in m.procs:  # taken meanwhile, by another op of the same collision
+        exit_mmap(child)
+        return -EBUSY
     m.procs[label] = child
     return 0
 

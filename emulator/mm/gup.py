@@ -109,7 +109,9 @@ def sanity_check_pinned_page(m: Machine, folio: Folio, page: int) -> None:
 # ---- GUP-slow
 
 
-def follow_page_pte(vma: VmAreaStruct, pmd: PageTable, pmd_slot: int, addr: int, flags: int) -> Pin | int | None:
+def follow_page_pte(
+    vma: VmAreaStruct, pmd: PageTable, pmd_slot: int, addr: int, flags: int
+) -> Pin | int | None:
     """The page that a PTE maps at ``addr``. None: a fault is needed; -EMLINK: one that unshares."""
     pte = pagewalk.pte_offset_map_lock(pmd, pmd_slot)
     if pte is None:

@@ -51,7 +51,9 @@ def gup_fast_folio_allowed(folio: Folio, flags: int) -> bool:
     return isinstance(mapping, AddressSpace) and mapping.shmem
 
 
-def gup_fast_pte_range(m: Machine, pmd: PageTable, pmd_slot: int, pte: PageTable, addr: int, flags: int) -> Pin | None:
+def gup_fast_pte_range(
+    m: Machine, pmd: PageTable, pmd_slot: int, pte: PageTable, addr: int, flags: int
+) -> Pin | None:
     """The page at ``addr`` by the PTE table that ``pmd`` had in ``pmd_slot`` a moment ago."""
     slot = pgtable_generic.slot_of(pte.mm, addr, LEVEL_PTE)
     entry: int = pte.entries.get(slot, 0)  # type: ignore[assignment]
@@ -74,7 +76,9 @@ def gup_fast_pte_range(m: Machine, pmd: PageTable, pmd_slot: int, pte: PageTable
     return Pin(folio, page, flags)
 
 
-def gup_fast_pmd_leaf(m: Machine, pmd: PageTable, pmd_slot: int, orig: int, addr: int, flags: int) -> Pin | None:
+def gup_fast_pmd_leaf(
+    m: Machine, pmd: PageTable, pmd_slot: int, orig: int, addr: int, flags: int
+) -> Pin | None:
     """The page at ``addr`` of the huge page that ``pmd`` maps by ``orig``."""
     if orig & (PRESENT | USER | SPECIAL) != PRESENT | USER or (flags & FOLL_WRITE and not orig & RW):
         return None

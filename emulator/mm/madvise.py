@@ -88,7 +88,6 @@ VMA_FLAGS: Final = {
 DISCARDS: Final = (MADV_FREE, MADV_DONTNEED, MADV_REMOVE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL)
 
 
-
 # ---- one VMA
 
 
@@ -129,12 +128,14 @@ def is_valid_guard_vma(area: VmAreaStruct, allow_locked: bool) -> bool:
 
 
 def madvise_guard_install(area: VmAreaStruct, start: int, end: int) -> int:
-    """Replace [start, end) by guard markers, on which every access faults. Anonymous VMAs become faulted."""
+    """Replace [start, end) by guard markers, on which every access faults. The VMA becomes faulted."""
     mm = area.vm_mm
     if not is_valid_guard_vma(area, allow_locked=False):
         return -EINVAL
-    area.vm_flags |= VM_MAYBE_GUARD & mm.machine.profile.vm_ignore_merge  # where this kernel has it
-    if vma.vma_is_anonymous(area):
+    has_flag = mm.machine.profile.vm_ignore_merge & VM_MAYBE_GUARD
+    area.vm_flags |= has_flag
+    # Kernels without the flag make file mappings faulted as well: fork copies page tables of faulted VMAs only.
+    if vma.vma_is_anonymous(area) or not has_flag:
         error = rmap.anon_vma_prepare(area)
         if error:
             return error

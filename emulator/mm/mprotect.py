@@ -17,7 +17,7 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import huge_memory, memory, mmap, pgtable_generic, vma
+from emulator.mm import gup_populate, huge_memory, memory, mmap, pgtable_generic, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -98,7 +98,7 @@ def change_protection(area: VmAreaStruct, start: int, end: int) -> None:
                 huge_memory.change_huge_pmd(area, pmd, slot, addr, prot)
             else:
                 huge_memory.split_huge_pmd(area, pmd, slot, addr)
-                entry = pmd.get(slot)
+            entry = pmd.get(slot)  # a table by now, if it was split, perhaps by somebody else
         if isinstance(entry, PageTable):
             change_pte_range(area, entry, addr, stop, prot)
         addr = stop
@@ -137,8 +137,7 @@ def mprotect_fixup(
     if oldflags & VM_ACCOUNT and not newflags & VM_ACCOUNT:
         m.committed -= pages
     if oldflags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and newflags & VM_WRITE:
-        for addr in range(start, end, PAGE_SIZE):
-            memory.handle_mm_fault(changed, addr, memory.FAULT_FLAG_WRITE)
+        gup_populate.populate_vma_page_range(changed, start, end)
     mmap.vm_stat_account(mm, oldflags, -pages)
     mmap.vm_stat_account(mm, newflags, pages)
     return changed

@@ -39,8 +39,12 @@ def alloc_table(mm: MmStruct, addr: int, level: int) -> PageTable | None:
         if entry == 0:
             if m.should_fail(_NAMES[table.level - 1]):
                 return None
-            entry = new_table(mm, table.level - 1)
-            table.set(slot, entry)
+            table.ptl.lock()  # pmd_install: somebody else may have been faster
+            entry = table.entries.get(slot, 0)
+            if entry == 0:
+                entry = new_table(mm, table.level - 1)
+                table.set(slot, entry)
+            table.ptl.unlock()
         if entry.__class__ is not PageTable:
             return None
         table = entry

@@ -100,9 +100,7 @@ def release_anon_vma(anon_vma: AnonVma) -> None:
     root = anon_vma.root
     anon_vma_free(anon_vma)
     if root is not anon_vma:
-        root.refcount -= 1
-        if root.refcount == 0:
-            anon_vma_free(root)
+        put_anon_vma(root)
 
 
 # ---- the chain of a VMA

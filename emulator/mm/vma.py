@@ -6,6 +6,8 @@ All functions expect the caller to hold mmap_lock for write. Addresses are bytes
 
 from __future__ import annotations
 
+from typing import Final
+
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
 from emulator.mm import huge_memory, rmap
@@ -26,7 +28,7 @@ from emulator.mm_types import (
 )
 from emulator.uapi import EINVAL, ENOMEM
 
-VM_DATA_DEFAULT_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC  # x86-64
+VM_DATA_DEFAULT_FLAGS: Final[int] = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC  # x86-64
 
 VMA_MERGE_START = 0
 VMA_MERGE_ERROR_NOMEM = 1

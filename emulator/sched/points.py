@@ -15,6 +15,8 @@ POINTS: Final[dict[str, str]] = {
     "anon_vma.prepared": "a VMA has become faulted",
     "anon_vma.unlinked": "a VMA has left the rmap; anon_vmas that nobody needs are not freed yet",
     # page faults
+    "fault.begin": "an access has faulted, mmap_lock is not taken",
+    "fault.end": "the fault is handled and mmap_lock dropped; the access is tried again",
     "fault.copied": "the old contents are in the new page, which is not mapped yet",
     "fault.file_folio_found": "the page-cache folio is referenced, not locked",
     "fault.folio_allocated": "a new folio is allocated, no page-table lock held",
@@ -27,6 +29,7 @@ POINTS: Final[dict[str, str]] = {
     "fault.swap_folio_found": "the swapped-out page is in the swap cache, referenced, not locked",
     "fault.swap_mapped": "a swapped-out page is mapped again, under folio and page-table lock",
     # fork
+    "fork.before_flush": "the child is complete, the parent's TLBs are not flushed",
     "fork.folio_allocated": "a page for a pinned page's copy is allocated, no lock held",
     "fork.page_copied": "a page that may be pinned is copied for the child, under both page-table locks",
     "fork.pmd_copied": "the child shares a huge page, under both PMD locks",
@@ -36,6 +39,7 @@ POINTS: Final[dict[str, str]] = {
     "fork.pte_shared": "a page is mapped once more and not exclusive, the entry still as it was",
     "fork.pte_write_protected": "an entry is read-only in the parent, the child has none yet",
     "fork.ptes_locked": "the page-table locks of parent and child are held",
+    "fork.vma": "the next VMA is about to be copied",
     "fork.write_protect_begin": "write_protect_seq of the parent is odd",
     # GUP
     "gup_fast.done": "the fast path is over, with the page or without",
@@ -48,6 +52,8 @@ POINTS: Final[dict[str, str]] = {
     # madvise
     "madvise.guard_zap": "pages stand where a guard region is to be installed; they are not zapped yet",
     "madvise.locked": "mmap_lock is held, for reading or writing as the advice needs",
+    # merging
+    "merge.rmap_locked": "VMAs are about to get other ranges, under the rmap locks",
     # migration
     "migrate.copied": "the contents are in the new folio, which has not taken the old one's place yet",
     "migrate.entries_removed": "no migration entry is left; old and new folio are still locked",
@@ -56,10 +62,24 @@ POINTS: Final[dict[str, str]] = {
     "migrate.isolated": "the folio to migrate is off the LRU, not locked",
     "migrate.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",
     "migrate.unmapped": "every mapping has become a migration entry, nothing is copied",
+    # mmap
+    "mmap.locked": "mmap_lock is held for writing, nothing done yet",
     # mprotect
+    "mprotect.locked": "mmap_lock is held for writing, nothing done yet",
     "mprotect.pmd_changed": "the entry of a huge page has other permissions, not flushed",
+    "mprotect.pte_changed": "an entry has other permissions, not flushed",
     # mremap
+    "mremap.after_ptes": "the entries of one table are moved and flushed, no page-table lock held",
+    "mremap.after_table": "an upper entry was to be moved, the rmap locks are dropped",
+    "mremap.before_ptes": "the entries of one table are about to be moved, its lock not taken",
+    "mremap.before_table": "an upper entry is about to be moved, under the rmap locks if any",
+    "mremap.locked": "mmap_lock is held for writing, nothing done yet",
     "mremap.pmd_cleared": "a huge page's entry is cleared in the old place and not yet in the new",
+    "mremap.pte_cleared": "an entry is cleared in the old place and not yet in the new, not flushed",
+    "mremap.pte_moved": "an entry is in its new place, the old one not flushed",
+    "mremap.vma_copied": "the destination VMA is there, no page table moved",
+    # munmap
+    "munmap.locked": "mmap_lock is held for writing, nothing done yet",
     # reclaim
     "reclaim.added_to_swap": "the folio is in the swap cache, and still mapped",
     "reclaim.before_free": "the folio is unmapped and clean; its references are about to be counted",
@@ -67,6 +87,13 @@ POINTS: Final[dict[str, str]] = {
     "reclaim.isolated": "the folio to reclaim is off the LRU, not locked",
     "reclaim.unmapped": "every mapping has become a swap entry that could",
     "reclaim.written": "the folio is written out and unlocked",
+    # relocation, in the designs that have it
+    "relocate.begin": "the destination's anon_vma is locked, no folio relocated",
+    "relocate.folio_locked": "a folio is locked, nothing looked at yet",
+    "relocate.folio_relocated": "a folio has the destination's mapping and index, still mapped in the old place",
+    "relocate.folio_undone": "a folio has the source's mapping and index again",
+    "relocate.pinned_skipped": "a folio that may be pinned is passed over",
+    "relocate.undo_begin": "relocation is about to be undone, nothing undone yet",
     # rmap walks
     "rmap.walk_next": "the next VMA of an rmap walk is about to be visited",
     # swap

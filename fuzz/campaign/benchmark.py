@@ -121,13 +121,13 @@ class _Runner(NamedTuple):
 def _runner(mode: str, design: str) -> _Runner:
     from emulator import image as image_module
     from fuzz.feedback.counters import Counters
-    from fuzz.feedback.features import Feedback
+    from fuzz.feedback.features import END_OF_STATES, Feedback
     from fuzz.target import Target
     from oracle.judge import Judge
 
     target = Target(design)
     if mode == "own":
-        counters = Counters()
+        counters = Counters(END_OF_STATES)
         image, reference = target.images(counters.transform)
         return _Runner(Judge(image, reference), Feedback(counters, image))
     if mode in ("stock", "all"):
@@ -161,11 +161,11 @@ def _handing_over(atheris: Any, feedback: Any) -> Callable[[], None]:
     """What a worker does after each run."""
     if feedback is None:
         return lambda: None
-    numbers = [atheris._reserve_counter() for _ in range(feedback.size)]
+    feedback.reserve(atheris._reserve_counter)
 
     def hand_over() -> None:
         features = feedback.take()
-        feedback.hand_over(features, atheris._trace_branch, numbers[0])
+        feedback.hand_over(features, atheris._trace_branch)
         feedback.note(features)
 
     return hand_over

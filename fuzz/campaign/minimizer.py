@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from emulator.workload import Workload
-from fuzz import files, minimize
+from fuzz import files, internal_errors, minimize
 from fuzz.campaign.store import Store
 from fuzz.campaign.worker import die_with_parent, end
 from fuzz.target import Target
@@ -42,13 +42,14 @@ def main() -> None:
 def minimize_bucket(store: Store, slug: str) -> None:
     """Write ``workload.msgpack`` and ``workload.txt`` of one finding and renew its ``finding.json``."""
     target = Target(**files.read_json(store.out / "campaign.json")["target"])
-    judge = target.judge()
+    design, judge = target.check(), target.judge()
     bucket = store.bucket(store.findings / slug)
     if bucket is None or bucket.minimized:
         return
 
     def shows(workload: Workload) -> bool:
-        return any(found.signature == bucket.signature for found in judge.run(workload).findings)
+        with internal_errors.kept(wire.encode(workload), design, store.errors):
+            return any(found.signature == bucket.signature for found in judge.run(workload).findings)
 
     raw = wire.decode(files.read_bytes(bucket.folder / "raw.msgpack", wire.SIZE_MAX))
     small = minimize.minimize(raw, shows, failing_step=bucket.step) if shows(raw) else raw

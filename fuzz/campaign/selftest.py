@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.errors import InternalError
 from emulator.image import MM_FOLDER
-from fuzz.feedback.states import POOL
 
 if TYPE_CHECKING:
     from emulator.designs.base import Design
@@ -38,12 +37,11 @@ def check_instrumented(feedback: Feedback, design: type[Design]) -> None:
 
 def check_moved(feedback: Feedback, runs: Sequence[Sequence[int]]) -> None:
     """``runs``: the features of each seed. Some seeds reached code, and not all the same."""
-    reached = {number // 8 for run in runs for number in run if number >= POOL}
-    wanted = SHARE_MIN * len(feedback.counters.sites)
+    counters = feedback.counters
+    reached = {counters.site_of(number) for run in runs for number in run if number >= counters.first}
+    wanted = SHARE_MIN * len(counters.sites)
     if len(reached) < wanted:
-        raise BlindError(
-            f"blind fuzzing: {len(runs)} seeds moved {len(reached)} of {len(feedback.counters.sites)} counters"
-        )
+        raise BlindError(f"blind fuzzing: {len(runs)} seeds moved {len(reached)} of {len(counters.sites)} counters")
     if len(runs) > 1 and len({tuple(run) for run in runs}) == 1:
         raise BlindError(f"blind fuzzing: {len(runs)} different seeds have the same features")
 

@@ -25,13 +25,13 @@ from typing import Any, Final, NoReturn
 
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Workload
-from fuzz import designs, internal_errors
+from fuzz import internal_errors
 from fuzz.campaign import selftest
 from fuzz.campaign.breeding import SIZE_MAX, Breeder
 from fuzz.campaign.seeds import seed_inputs
 from fuzz.campaign.store import Store
 from fuzz.feedback.counters import Counters
-from fuzz.feedback.features import Feedback
+from fuzz.feedback.features import END_OF_STATES, Feedback
 from fuzz.target import Target
 from oracle.judge import Judge, Verdict
 
@@ -66,7 +66,7 @@ class Worker:
         self.store = Store(Path(config.out), Path(config.corpus))
         target = config.target()
         self.design = target.check()
-        counters = Counters()
+        counters = Counters(END_OF_STATES)
         image, reference = target.images(counters.transform)
         self.feedback = Feedback(counters, image)
         self.judge = Judge(image, reference, profile=target.profile)
@@ -78,7 +78,6 @@ class Worker:
         self._running = b""  # the input that runs now
         self._beat = -1  # execs at the last tick of the watchdog
         self._trace_branch: Any = None
-        self._base = 0  # number of the engine's counter for feature 0
         self._resume()
 
     def _resume(self) -> None:
@@ -104,10 +103,7 @@ class Worker:
         import atheris
 
         blind = atheris._trace_branch  # does nothing until Fuzz() puts the real one in its place
-        numbers = [atheris._reserve_counter() for _ in range(self.feedback.size)]
-        self._base = numbers[0]
-        if numbers != list(range(self._base, self._base + len(numbers))):
-            raise InternalError("the engine's counters are not numbered in a row")
+        self.feedback.reserve(atheris._reserve_counter)
 
         def first_input(data: bytes) -> None:
             if self._trace_branch is None:
@@ -139,7 +135,7 @@ class Worker:
             totals.steps += len(workload.steps)
             if totals.execs % SAMPLE_EVERY == 1:
                 self._check_stable(data, workload, verdict, features)
-            self.feedback.hand_over(features, self._trace_branch, self._base)
+            self.feedback.hand_over(features, self._trace_branch)
             if verdict.findings:
                 self._keep(verdict, data, workload)
             if self.feedback.note(features):
@@ -152,14 +148,8 @@ class Worker:
             self._running = b""
 
     def _run(self, data: bytes, workload: Workload) -> tuple[Verdict, list[int]]:
-        try:
-            with internal_errors.kept(data):
-                verdict = self.judge.run(workload)
-        except internal_errors.InternalErrorOn as error:
-            if designs.raised_in_design(error.__cause__ or error, self.design):
-                folder = internal_errors.save(error, self.store.errors)
-                raise UsageError(f"the design's own code failed: {error}; workload and traceback: {folder}") from error
-            raise
+        with internal_errors.kept(data, self.design, self.store.errors):
+            verdict = self.judge.run(workload)
         return verdict, self.feedback.take()
 
     def _check_stable(self, data: bytes, workload: Workload, verdict: Verdict, features: list[int]) -> None:

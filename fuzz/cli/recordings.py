@@ -22,6 +22,9 @@ def record(
 
     recording = record_command(command, output)
     print(f"{output}: {len(recording.events)} events, {len(recording.processes())} processes")
+    status = recording.header.exit_status
+    if status:
+        print(f"the command ended with status {status}")
     return CLEAN
 
 

@@ -61,7 +61,7 @@ def _replay(path: Path, judge: Judge, target: Target) -> dict[str, Any]:
     except UsageError as error:
         sys.stderr.write(f"vmafuzz: {error}\n")
         return _result(path, "invalid", None, ())
-    with internal_errors.kept(wire.encode(workload)):
+    with internal_errors.kept(wire.encode(workload), target.check()):
         verdict = judge.run(workload)
     if verdict.findings:
         print(f"{path}: finding\n{explain(workload, verdict)}\n")
@@ -124,15 +124,20 @@ def minimize_command(
     signature: Annotated[str | None, typer.Option(help="Finding to keep; default: the first.")] = None,
 ) -> int:
     """Make a workload as small as it can be while it shows the same finding."""
-    judge = Target(design, reference, profile).judge()
+    target = Target(design, reference, profile)
+    design_class, judge = target.check(), target.judge()
     workload = load(path)
-    with internal_errors.kept(wire.encode(workload)):
-        found = _find(judge.run(workload), path, signature)
 
-        def shows(candidate: Workload) -> bool:
-            return any(one.signature == found.signature for one in judge.run(candidate).findings)
+    def verdict_on(candidate: Workload) -> Verdict:
+        with internal_errors.kept(wire.encode(candidate), design_class):
+            return judge.run(candidate)
 
-        small = minimize.minimize(workload, shows, failing_step=found.step)
+    found = _find(verdict_on(workload), path, signature)
+
+    def shows(candidate: Workload) -> bool:
+        return any(one.signature == found.signature for one in verdict_on(candidate).findings)
+
+    small = minimize.minimize(workload, shows, failing_step=found.step)
     place = output or path.with_suffix(".min.msgpack")
     files.write_atomic(place, wire.encode(small))
     print(f"{place}: {len(workload.steps)} steps down to {len(small.steps)}, {found.signature}\n")
@@ -150,6 +155,8 @@ def _find(verdict: Verdict, path: Path, signature: str | None) -> Finding:
 
 def load(path: Path) -> Workload:
     """The workload in a file. Raises ``UsageError`` that names the file."""
+    if is_recording(path):
+        raise UsageError(f"{path}: a recording, not a workload; 'replay' takes both")
     try:
         return wire.decode(files.read_bytes(path, wire.SIZE_MAX))
     except UsageError as error:

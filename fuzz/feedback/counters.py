@@ -47,18 +47,22 @@ class Site(NamedTuple):
 
 
 class Counters:
-    """The counters of one kernel image: pass ``transform`` to ``KernelImage``, call ``take`` after each run."""
+    """The counters of one kernel image: pass ``transform`` to ``KernelImage``, call ``take`` after each run.
 
-    def __init__(self) -> None:
+    ``first`` is the number of the first feature; site n has the features from ``first + n * BUCKETS`` on.
+    """
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
         self._key = next(_KEYS)
         _LIVING[self._key] = self
         self.sites: list[Site] = []
-        self._trace: list[int] = []  # BUCKETS * number of each site that was passed
+        self._trace: list[int] = []  # the first feature of each site that was passed
         self._crc = 0
 
     @property
     def features(self) -> int:
-        """How many features there can be: feature = site * BUCKETS + bucket."""
+        """How many features there can be."""
         return len(self.sites) * BUCKETS
 
     @property
@@ -69,7 +73,7 @@ class Counters:
     def transform(self, tree: ast.Module, filename: str) -> ast.Module:
         """Put counters into one source file (an ``emulator.image.Transform``)."""
         self._crc = zlib.crc32(ast.dump(tree).encode(), zlib.crc32(Path(filename).name.encode(), self._crc))
-        inserter = _Inserter(self.sites, filename)
+        inserter = _Inserter(self.sites, filename, self.first)
         for statement in tree.body:
             if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):  # what runs at import is no branch
                 inserter.visit(statement)
@@ -85,6 +89,10 @@ class Counters:
     def hit(self) -> Callable[[int], None]:
         """What instrumented code calls."""
         return self._trace.append
+
+    def site_of(self, feature: int) -> Site:
+        """The place that a feature is about."""
+        return self.sites[(feature - self.first) // BUCKETS]
 
     def take(self) -> list[int]:
         """The features of the run since the last call, in the order of their sites' first hits."""
@@ -128,12 +136,13 @@ def _is_docstring(statement: ast.stmt) -> bool:
 class _Inserter(ast.NodeTransformer):
     """Puts ``_vmafuzz_hit(N)`` where a path of the code begins."""
 
-    def __init__(self, sites: list[Site], path: str) -> None:
+    def __init__(self, sites: list[Site], path: str, first: int) -> None:
         self._sites = sites
         self._path = path
+        self._first = first
 
     def _call(self, at: ast.AST, what: str) -> ast.Call:
-        number = BUCKETS * len(self._sites)
+        number = self._first + BUCKETS * len(self._sites)
         self._sites.append(Site(self._path, getattr(at, "lineno", 0), what))
         call = ast.Call(ast.Name(_HIT, ast.Load()), [ast.Constant(number)], [])
         return ast.copy_location(call, at)

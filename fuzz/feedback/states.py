@@ -6,7 +6,7 @@ Observed around ``entry.run_op`` of the instrumented image, so no oracle and no 
 - in a collision, which preemption points one operation passed while another stood at which point;
 - at the end, the shape of every VMA's anon_vma and of every anon_vma.
 
-A feature is a number below ``POOL``, the CRC-32 of its description: the same in every process.
+A feature is one of ``POOL`` numbers, chosen by the CRC-32 of its description: the same in every process.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ Key = tuple[Any, ...]  # of texts, numbers and truths only
 
 
 class States:
-    """Collects the state features of the runs of one kernel image."""
+    """Collects the state features of the runs of one kernel image; ``first`` is the number of the first."""
 
-    def __init__(self, image: KernelImage) -> None:
+    def __init__(self, image: KernelImage, first: int = 0) -> None:
+        self._first = first
         self.image = image
         self._numbers: dict[Key, int] = {}
         self._met: set[Key] = set()
@@ -52,7 +53,7 @@ class States:
         for key in self._met:
             number = numbers.get(key)
             if number is None:
-                number = numbers[key] = zlib.crc32(repr(key).encode()) % POOL
+                number = numbers[key] = self._first + zlib.crc32(repr(key).encode()) % POOL
             found.add(number)
         self._met.clear()
         return sorted(found)

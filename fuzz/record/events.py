@@ -149,6 +149,7 @@ class Header:
     source: str = "perf"  # "perf" or "strace"
     kernel: str = ""  # release, "" when unknown
     exit_status: int | None = None  # of the command, as a shell shows it; None when unknown
+    running: int = 0  # tasks that had not ended when the recording did
     lost: int = 0  # events that the source says it lost
     skipped: dict[str, int] = field(default_factory=dict)  # lines of the source that are no event, by kind
     filesystems: dict[str, str] = field(default_factory=dict)  # "fe:00" to "ext4"

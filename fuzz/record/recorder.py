@@ -6,6 +6,7 @@ mapping. The layout at the end of each process is read at a ptrace stop, by this
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from fuzz.record.collector import BEFORE
 from fuzz.record.events import NEVER, Call, Event, Exec, Header, Mapping, Recording
 from fuzz.record.tracer import Tracer
 
+_PR_SET_PDEATHSIG: Final = 1
 BUFFER: Final = "16M"  # for each CPU; what does not fit is lost
 
 _SETTINGS: Final = {  # what of the kernel's settings an address space depends on
@@ -48,8 +50,9 @@ def record_command(argv: Sequence[str], output: str | os.PathLike[str], buffer: 
     _require_writable(Path(output))
     with tempfile.TemporaryDirectory(prefix="vmafuzz-record-") as folder:
         tracer = Tracer([program, *argv[1:]])
-        _run(perf, tracer, Path(folder), buffer)
+        running = _run(perf, tracer, Path(folder), buffer)
         recording = _read(perf, Path(folder), tracer, argv)
+        recording.header.running = running
     if recording.header.lost:
         raise UsageError(
             f"perf lost {recording.header.lost} events, so the recording would have holes; "
@@ -79,8 +82,8 @@ def _require_writable(output: Path) -> None:
         raise UsageError(f"cannot write the recording {output}: {error.strerror or error}") from None
 
 
-def _run(perf: str, tracer: Tracer, folder: Path, buffer: str) -> None:
-    """Record into ``folder``/perf.data while the command runs."""
+def _run(perf: str, tracer: Tracer, folder: Path, buffer: str) -> int:
+    """Record into ``folder``/perf.data while the command runs; how many of its tasks outlive it."""
     tracer.start()
     control, acknowledge = os.pipe(), os.pipe()
     with (folder / "perf.log").open("wb") as log:
@@ -95,6 +98,7 @@ def _run(perf: str, tracer: Tracer, folder: Path, buffer: str) -> None:
             stderr=log,
             pass_fds=(control[0], acknowledge[1]),
             start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - no threads here
         )  # fmt: skip
     os.close(control[0])
     os.close(acknowledge[1])
@@ -103,7 +107,7 @@ def _run(perf: str, tracer: Tracer, folder: Path, buffer: str) -> None:
             recorder.wait()
             tracer.cancel()
             raise UsageError(_explain((folder / "perf.log").read_text(errors="replace")))
-        _follow(tracer, recorder)
+        return _follow(tracer, recorder)
     finally:
         os.close(control[1])
         os.close(acknowledge[0])
@@ -118,7 +122,7 @@ def _enable(control: int, acknowledge: int) -> bool:
     return os.read(acknowledge, 16).startswith(b"ack")
 
 
-def _follow(tracer: Tracer, recorder: subprocess.Popen[bytes]) -> None:
+def _follow(tracer: Tracer, recorder: subprocess.Popen[bytes]) -> int:
     """Let the command run to its end, then end perf. A second Ctrl-C lets go of a command that does not end."""
     ended: list[int] = []
 
@@ -134,18 +138,30 @@ def _follow(tracer: Tracer, recorder: subprocess.Popen[bytes]) -> None:
         if len(interrupts) > 1:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    def terminated(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = [
+        (number, signal.signal(number, handler))
+        for number, handler in ((signal.SIGINT, interrupted), (signal.SIGTERM, terminated))
+    ]
     try:
         tracer.release()
-        tracer.follow(stranger)
-    except KeyboardInterrupt:
+        return tracer.follow(stranger)
+    except (KeyboardInterrupt, SystemExit):
         tracer.detach()
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
         if not ended:
             recorder.send_signal(signal.SIGINT)
             recorder.wait()
+
+
+def _end_with_parent() -> None:
+    """In perf's process: a recorder that is killed must not leave perf behind, which would fill the disk."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
 
 
 def _explain(log: str) -> str:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from emulator.errors import UsageError
 from fuzz import files
@@ -39,7 +39,7 @@ MEMORY_MAX: Final = 1 << 28  # bytes that the decompressor may take
 EVENTS_MAX: Final = 10_000_000
 _CODES: Final[tuple[type[Event], ...]] = (Call, Mapping, Fault, Fork, Exec, Exit, Signal)  # the order is the code
 _HEADER: Final = (
-    "program", "source", "kernel", "exit_status", "lost", "skipped", "filesystems", "settings",
+    "program", "source", "kernel", "exit_status", "running", "lost", "skipped", "filesystems", "settings",
 )  # fmt: skip
 
 # What each field may be; ``n`` a whole number, ``s`` text, ``b`` true or false, ``t`` numbers, capital: or nothing.
@@ -111,7 +111,7 @@ def _recording(body: dict[str, Any]) -> Recording:
 
 
 def _header(item: Any) -> Header:
-    numbers = {"exit_status": True, "lost": False}
+    numbers = {"exit_status": True, "running": False, "lost": False}
     for name in _HEADER:
         value = item[name]
         if name in numbers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from fuzz.record.layout import parse_maps
 _CONT: Final = 7
 _DETACH: Final = 17
 _SEIZE: Final = 0x4206
+_INTERRUPT: Final = 0x4207
 _LISTEN: Final = 0x4208
 
 _EVENT_EXEC: Final = 4
@@ -28,6 +30,8 @@ _EVENT_STOP: Final = 128
 _OPTIONS: Final = 1 << 1 | 1 << 2 | 1 << 3 | 1 << _EVENT_EXEC | 1 << _EVENT_EXIT  # fork, vfork, clone, exec, exit
 _STOPPING: Final = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _WALL: Final = 0x40000000  # wait for children of every kind
+_POLL: Final = 0.01  # seconds
+LINGER: Final = 2.0  # seconds
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -98,32 +102,47 @@ class Tracer:
         os.close(self._gate)
         self.follow(lambda _pid, _status: None)
 
-    def follow(self, stranger: Callable[[int, int], None]) -> None:
-        """Run until the command and all that it started have ended.
+    def follow(self, stranger: Callable[[int, int], None], linger: float = LINGER) -> int:
+        """Run until the command and all that it started have ended. Returns how many tasks still run.
 
+        What has not ended ``linger`` seconds after the command itself (a daemon) is let go of and runs on.
         ``stranger`` gets (pid, wait status) of a child of ours that is no tracee.
         """
+        deadline = None
         while self._tasks:
+            if self.status is not None and deadline is None:
+                deadline = time.monotonic() + linger
             try:
-                tid, status = os.waitpid(-1, _WALL)
+                tid, status = os.waitpid(-1, _WALL if deadline is None else _WALL | os.WNOHANG)
             except ChildProcessError:
-                return
-            if os.WIFSTOPPED(status):
-                self._tasks.add(tid)
-                self._stopped(tid, status)
-            elif tid in self._tasks:
-                self._tasks.discard(tid)
-                if tid == self.root:
-                    self.status = os.waitstatus_to_exitcode(status)
-                    if self.status < 0:
-                        self.status = 128 - self.status
-            else:
-                stranger(tid, status)
+                return 0
+            if tid:
+                self._reported(tid, status, stranger)
+            elif deadline is not None and time.monotonic() < deadline:
+                time.sleep(_POLL)
+            if deadline is not None and time.monotonic() >= deadline:
+                running = len(self._tasks)
+                self.detach()
+                return running
+        return 0
+
+    def _reported(self, tid: int, status: int, stranger: Callable[[int, int], None]) -> None:
+        if os.WIFSTOPPED(status):
+            self._tasks.add(tid)
+            self._stopped(tid, status)
+        elif tid in self._tasks:
+            self._tasks.discard(tid)
+            if tid == self.root:
+                self.status = os.waitstatus_to_exitcode(status)
+                if self.status < 0:
+                    self.status = 128 - self.status
+        else:
+            stranger(tid, status)
 
     def detach(self) -> None:
         """Let go of the tasks that still run (they go on); each is stopped for a moment to that end."""
         for tid in sorted(self._tasks):
-            _ptrace(0x4207, tid)  # PTRACE_INTERRUPT
+            _ptrace(_INTERRUPT, tid)
         while self._tasks:
             try:
                 tid, status = os.waitpid(-1, _WALL)

@@ -39,7 +39,9 @@ def check_references(world: World) -> None:
     for pfn, folio in machine.phys.live.items():
         if folio is machine.phys.zero_folio:
             continue
-        assert folio.refcount == expected[pfn], f"{folio}: {folio.refcount} references, {expected[pfn]} explained"
+        assert folio.refcount == expected[pfn], (
+            f"{folio}: {folio.refcount} references, {expected[pfn]} explained"
+        )
         assert folio.pincount == pincounts.get(pfn, 0), folio
         assert folio.lock.owner is None, folio
         assert folio.lru, folio
@@ -111,7 +113,11 @@ def every_two_cuts(
             inner = 1
             while True:
                 world = make()
-                schedule = (Switch(first, "", cut), Switch(1 - first, "", inner), Switch(first, "", TO_THE_END))
+                schedule = (
+                    Switch(first, "", cut),
+                    Switch(1 - first, "", inner),
+                    Switch(first, "", TO_THE_END),
+                )
                 outcomes = world.collide(ops, schedule)
                 trace = world.machine.sched.trace
                 length = sum(op == first for op, _ in trace)

@@ -90,9 +90,9 @@ BAD: dict[str, tuple[str | None, str]] = {
     "torn": ("{", "torn.json: not JSON"),
     "list": ("[]", "list.json: not an object of texts"),
     "bare": ('{"design": "mainline"}', "bare.json: needs design, why, verdict"),
-    "unsigned": ('{"design": "mainline", "verdict": "finding", "why": "x"}', "unsigned.json: needs design, why, verdict"),
+    "unsigned": ('{"design": "mainline", "verdict": "finding", "why": "x"}', "unsigned.json: needs design, why"),
     "maybe": ('{"design": "mainline", "verdict": "maybe", "why": "x"}', "maybe.json: needs design, why, verdict"),
-    "stray": ('{"design": "mainline", "verdict": "clean", "why": "x", "x": "y"}', "stray.json: needs design, why, verdict"),
+    "stray": ('{"design": "mainline", "verdict": "clean", "why": "x", "x": "y"}', "stray.json: needs design, why"),
     "unknown": ('{"design": "nonesuch", "verdict": "clean", "why": "x"}', "unknown.msgpack: unknown design 'nonesuch'"),
 }
 

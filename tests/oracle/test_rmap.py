@@ -80,7 +80,7 @@ def test_pins_failures_and_large_folios_are_told_apart(world: World) -> None:
     folio.index += 8
     vma.vm_flags ^= 1 << 30
     found = judge(world, oracle, injected=True)
-    assert [f.signature for f in found] == ["rmap/misplaced:folio ahead, present, pinned, large, failure injected"]
+    assert [f.signature for f in found] == ["rmap/misplaced:folio ahead, present, pinned, failure injected"]
 
 
 def test_swap_cache_keeps_its_old_index(world: World) -> None:

@@ -34,7 +34,7 @@ from emulator.uapi import (
     SIGSEGV,
 )
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Op, Outcome, file_token
-from oracle.observation import pack_data, unpack
+from oracle.contents import pack_data, unpack
 from oracle.specification import Specification
 from oracle.specification_failure import settle
 from oracle.specification_page import Limits, Page, Refusal

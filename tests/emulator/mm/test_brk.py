@@ -129,20 +129,22 @@ def test_shrink_of_sealed_memory() -> None:
     assert heap.layout() == [(20, 4)]
 
 
-def test_every_fault_point() -> None:
+@pytest.mark.parametrize("heap_pages", [0, 2], ids=["first", "growing"])
+def test_every_fault_point(heap_pages: int) -> None:
     """Out of memory anywhere: the old break, nothing charged, nothing changed."""
     for nth in range(1, 10):
         heap = Heap()
-        heap.brk(22)
+        heap.brk(20 + heap_pages)
+        before = heap.layout()
         task = heap.machine.sched.current
         task.fail_count, task.fail_nth, task.failed = 0, nth, ""
         result = heap.brk(24)
+        heap.check()
         if not task.failed:
             assert nth > 2
             break
-        assert result == 22
-        assert heap.layout() == [(20, 2)]
-        heap.check()
+        assert result == 20 + heap_pages
+        assert heap.layout() == before
 
 
 # ---- stacks

@@ -24,6 +24,8 @@ PIN_RW = FOLL_PIN | FOLL_WRITE
 
 MOVE = Op("mremap", 0, (0, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED, 20))
 MOVE_TABLE = Op("mremap", 0, (0, 8, 8, MREMAP_MAYMOVE | MREMAP_FIXED, 24))
+
+
 def test_a_flush_waits_for_the_fast_path() -> None:
     """Interrupts are off during the walk: who unmaps cannot free the page before it is over."""
     world = written()
@@ -119,7 +121,9 @@ def test_pin_beside_with_two_cuts(beside: str, make: Callable[[], World], ipis: 
     def make_one() -> World:
         return make() if ipis else without_ipis(make())
 
-    for world, outcomes, where in every_two_cuts(make_one, (Op("gup_fast", 0, (1, PIN_RW, 0)), BESIDE[beside])):
+    for world, outcomes, where in every_two_cuts(
+        make_one, (Op("gup_fast", 0, (1, PIN_RW, 0)), BESIDE[beside])
+    ):
         check_all(world)
         if outcomes[0].ret:
             assert beside in ("munmap", "move", "move-table"), where

@@ -8,8 +8,8 @@ import pytest
 
 from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD
-from emulator.hw.pgtable import PageTable, walk_slot
-from emulator.hw.pte import DIRTY, PRESENT, PSE, SPECIAL
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import DIRTY, PRESENT
 from emulator.hw.pte import RW as PTE_RW
 from emulator.profile import PROFILES
 from emulator.uapi import (
@@ -22,18 +22,11 @@ from emulator.uapi import (
     PROT_NONE,
     PROT_READ,
 )
-from emulator.workload import Op
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World
-from tests.emulator.mm.world import PIN_RW, anon_vma_of, fault, faulted, huge
-from tests.emulator.references import check_all, every_cut
+from tests.emulator.mm.world import PIN_RW, anon_vma_of, fault, faulted, huge, is_huge
+from tests.emulator.references import check_all
 
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
-
-
-def is_huge(world: World, page: int, proc: int = 0) -> bool:
-    """Does a PMD map the page?"""
-    table, _, entry = walk_slot(world.mm(proc), world.machine.geometry, world.address(page))
-    return table.level == LEVEL_PMD and entry & PSE != 0
 
 
 def wanting(pages: int, first: int = 0, geometry: str = "small8") -> World:
@@ -348,58 +341,3 @@ def test_operations_on_what_is_no_huge_page() -> None:
     thp.split_huge_pmd_address(vma, world.address(100))
     assert pmd.get(slot) is table
     assert pmd.ptl.owner is None
-
-
-# ---- beside others
-
-RACES = {
-    "reclaim": Op("reclaim", 0, (0,)),
-    "migrate": Op("migrate", 0, (0,)),
-    "pin": Op("gup_fast", 0, (0, 3, 1)),
-    "get": Op("gup_fast", 0, (0, 0, 1)),
-    "pin_read": Op("gup_slow", 0, (0, 2, 1)),
-    "write": Op("write", 0, (0, 1)),
-    "child_writes": Op("write", 1, (0, 1)),
-    "pageout_part": Op("madvise", 0, (0, 3, 21)),
-}
-CHANGES = {
-    "write": Op("write", 0, (1, 1)),
-    "munmap_part": Op("munmap", 0, (4, 2)),
-    "mprotect": Op("mprotect", 0, (0, 8, PROT_READ)),
-    "mprotect_part": Op("mprotect", 0, (0, 2, PROT_READ)),
-    "mremap": Op("mremap", 0, (0, 8, 8, MOVE, 24)),
-    "mremap_misaligned": Op("mremap", 0, (0, 8, 8, MOVE, 25)),
-    "fork": Op("fork", 0, (2,)),
-    "exit": Op("exit", 0, ()),
-}
-
-
-def alone() -> World:
-    return huge(16)
-
-
-def shared() -> World:
-    world = huge(16)
-    world.fork()
-    return world
-
-
-def untouched() -> World:
-    world = wanting(16)
-    world.fork()
-    return world
-
-
-@pytest.mark.parametrize("race", RACES)
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("make", [alone, shared, untouched])
-def test_huge_pages_beside(make: Callable[[], World], change: str, race: str) -> None:
-    """A huge page changed at the same time in two ways, cut anywhere: sound, and permissions as the VMA says."""
-    for world, _, where in every_cut(make, (CHANGES[change], RACES[race])):
-        check_all(world)
-        for mm in world.machine.procs.values():
-            for address, _, entry in mm.pgd.leaves(world.machine.geometry):
-                vma = mm.mm_mt.lookup(address)
-                assert vma is not None, where
-                if entry & PRESENT and not entry & SPECIAL and entry & PTE_RW:
-                    assert vma.vm_flags & 2, f"{where}: writable at {address:#x} in {vma}"

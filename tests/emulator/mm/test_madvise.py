@@ -54,8 +54,24 @@ from tests.emulator.populated import written
 from tests.emulator.references import check_all
 
 SHARED = MAP_SHARED | MAP_FIXED
-FLAG_ADVICE = (MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP, MADV_DODUMP)
-WALKS = (MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_WILLNEED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)
+FLAG_ADVICE = (
+    MADV_NORMAL,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_DONTFORK,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DODUMP,
+)
+WALKS = (
+    MADV_DONTNEED,
+    MADV_FREE,
+    MADV_COLD,
+    MADV_PAGEOUT,
+    MADV_WILLNEED,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+)
 
 
 def advise(world: World, start: int, length: int, advice: int) -> int:
@@ -158,7 +174,9 @@ def test_files() -> None:
     check_all(world)
 
 
-@pytest.mark.parametrize("advice", [MADV_DONTNEED, MADV_FREE, MADV_WIPEONFORK, MADV_DONTFORK, MADV_GUARD_INSTALL])
+@pytest.mark.parametrize(
+    "advice", [MADV_DONTNEED, MADV_FREE, MADV_WIPEONFORK, MADV_DONTFORK, MADV_GUARD_INSTALL]
+)
 def test_sealed(advice: int) -> None:
     """Sealed memory that cannot be written keeps its contents; what can be written can be discarded too."""
     world = written(2)

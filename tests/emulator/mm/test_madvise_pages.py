@@ -61,7 +61,16 @@ def test_dontneed_in_a_huge_page() -> None:
     assert world.do("madvise", 2, 3, MADV_DONTNEED) == 0
     assert folio.partially_mapped
     assert not folio.freed
-    assert [world.content(page) == {} for page in range(8)] == [False, False, True, True, True, False, False, False]
+    assert [world.content(page) == {} for page in range(8)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert world.do("madvise", 8, 8, MADV_DONTNEED) == 0
     assert other.freed
     check_all(world)
@@ -133,7 +142,9 @@ def test_advice_on_part_of_a_huge_page(advice: int, gone: bool) -> None:
     world = two_huge()
     before = world.contents()
     assert world.do("madvise", 2, 3, advice) == 0
-    assert [is_swap(world.pte(page)) for page in range(8)] == [gone and page in (2, 3, 4) for page in range(8)]
+    assert [is_swap(world.pte(page)) for page in range(8)] == [
+        gone and page in (2, 3, 4) for page in range(8)
+    ]
     assert all(world.folio(page).order == 0 for page in (0, 1, 5, 6, 7))
     assert world.contents() == before
     check_all(world)
@@ -388,7 +399,9 @@ BESIDE = {
 
 @pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("make", [written, two_huge])
-@pytest.mark.parametrize("advice", [MADV_PAGEOUT, MADV_DONTNEED, MADV_GUARD_INSTALL, MADV_POPULATE_WRITE, MADV_FREE])
+@pytest.mark.parametrize(
+    "advice", [MADV_PAGEOUT, MADV_DONTNEED, MADV_GUARD_INSTALL, MADV_POPULATE_WRITE, MADV_FREE]
+)
 def test_madvise_beside(beside: str, make, advice: int) -> None:  # type: ignore[no-untyped-def]
     """Wherever the two meet: counts add up, pages outside the range keep their contents, inside none is mixed up."""
     before = make().contents()

@@ -232,10 +232,14 @@ BESIDE = {
 MOVED = {"move": 20, "shift": 21}
 
 
-def check_contents(world: World, before: dict[int, dict[int, int]], beside: str, where: str, pages: int = 4) -> None:
+def check_contents(
+    world: World, before: dict[int, dict[int, int]], beside: str, where: str, pages: int = 4
+) -> None:
     """Pages of the first process hold what they should, and no migration entry is left."""
     for mm in world.machine.procs.values():
-        assert not any(is_migration(entry) for _, level, entry in mm.pgd.leaves(world.machine.geometry)), where
+        assert not any(is_migration(entry) for _, level, entry in mm.pgd.leaves(world.machine.geometry)), (
+            where
+        )
     if beside == "exit":
         return
     for page in range(pages):
@@ -254,7 +258,12 @@ def check_contents(world: World, before: dict[int, dict[int, int]], beside: str,
 
 @pytest.mark.parametrize(
     ("beside", "make"),
-    [(beside, make) for beside, op in BESIDE.items() for make in (written, forked) if make is forked or not op.proc],
+    [
+        (beside, make)
+        for beside, op in BESIDE.items()
+        for make in (written, forked)
+        if make is forked or not op.proc
+    ],
 )
 def test_migrate_beside(beside: str, make: Callable[[], World]) -> None:
     """Wherever the two meet: nothing is lost, mixed up, leaked or left as a migration entry."""
@@ -271,7 +280,9 @@ def test_migrate_beside(beside: str, make: Callable[[], World]) -> None:
             assert len(child) == (2 if beside == "child-write" else 1), where
 
 
-@pytest.mark.parametrize("beside", ["write", "fork", "munmap", "move", "reclaim", "child-write", "child-exit"])
+@pytest.mark.parametrize(
+    "beside", ["write", "fork", "munmap", "move", "reclaim", "child-write", "child-exit"]
+)
 def test_migrate_beside_with_two_cuts(beside: str) -> None:
     """As above where both are interrupted, in a forked world."""
     before = forked().contents()

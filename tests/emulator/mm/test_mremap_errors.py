@@ -193,6 +193,15 @@ def test_vma_check(change: Change, old: int, new: int, flags: int, errno: int) -
     world.check(committed=not (flags & FIXED == FIXED and new < old))
 
 
+def test_limit_comes_before_the_destination() -> None:
+    """A growth that the address space has no room for is refused before the destination is unmapped."""
+    world = World()
+    world.mmap(0, 2500, 0)
+    world.mmap(3000, 2)
+    assert world.do("mremap", 3000, 2, 2000, FIXED, 0) == -ENOMEM
+    assert world.layout() == [(0, 2500), (3000, 2)]
+
+
 def test_moving_shrink_is_not_limited() -> None:
     """A moving shrink needs no more room than there is: the limits are not asked, though its delta is large."""
     world = World()

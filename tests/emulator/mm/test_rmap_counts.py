@@ -127,3 +127,21 @@ def test_mapped_shared() -> None:
     large.do("exit", proc=1)
     assert not shared(folio)
     assert folio.mm_mapcounts == {large.mm().asid: 8}
+
+
+def test_huge_pages_are_checked_as_small_ones() -> None:
+    """A second PMD for an exclusive page, in a place that is not its own: both complained of."""
+    world = huge()
+    folio, vma = world.folio(0), world.vma(0)
+    counts = world.image.rmap_counts
+    counts.folio_add_anon_rmap_pmd(folio, vma, world.address(0), False)
+    assert warnings(world) == ["exclusive-mapped-twice"]
+    counts.folio_remove_rmap_pmd(folio, vma)
+    folio.anon_exclusive = 0
+    counts.folio_add_anon_rmap_pmd(folio, vma, world.address(1), False)
+    assert warnings(world)[1:] == ["page-check-anon-rmap"]
+    counts.folio_remove_rmap_pmd(folio, vma)
+    counts.folio_remove_rmap_pmd(folio, vma)
+    counts.folio_add_anon_rmap_pmd(folio, vma, world.address(0), True)
+    assert folio.anon_exclusive == 1
+    assert len(warnings(world)) == 2

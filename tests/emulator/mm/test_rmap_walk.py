@@ -173,6 +173,64 @@ def test_mapped_walk_holds_the_lock_of_each_table() -> None:
     assert all(table.ptl.owner is None for table in tables)
 
 
+def test_waiting_walker_finds_the_anon_vma_gone() -> None:
+    """The VMA is unmapped while a walker waits for the lock: the walker's reference was the last, nothing is walked."""
+    world = faulted()
+    sched = world.machine.sched
+    rmap = world.image.rmap
+    folio, anon_vma = isolated(world, 0), anon_vma_of(world, 0)
+    folio.lock.owner = None
+
+    def unmap() -> None:
+        rmap.anon_vma_lock_write(anon_vma)
+        sched.point("held")
+        rmap.anon_vma_unlock_write(anon_vma)
+        assert world.image.munmap.do_munmap(world.mm(), world.address(0), 4 << 12) == 0
+
+    def walk_it() -> None:
+        folio.lock.lock()
+        visits: list[VmAreaStruct] = []
+
+        def visit(_: Folio, vma: VmAreaStruct, address: int) -> bool:
+            visits.append(vma)
+            return True
+
+        rmap.rmap_walk(folio, visit, mapped_only=True)
+        assert visits == []
+        folio.lock.unlock()
+
+    sched.run_collision([Task(0, 0), Task(1, 1)], [unmap, walk_it], [Switch(0, "held", 1), Switch(1, "", 1)])
+    assert anon_vma.freed
+    assert world.machine.anon_vmas_live == {}
+
+
+def test_walks_that_have_nothing_to_walk() -> None:
+    """A folio of neither kind: a free walk is empty, and one under the caller's lock is a mistake."""
+    world = faulted()
+    folio = world.machine.phys.alloc(0)
+    folio.lock.lock()
+    world.image.rmap.rmap_walk(folio, lambda *_: False)
+    world.image.rmap.rmap_walk_locked(folio, lambda *_: False)
+    folio.anon = True
+    world.image.rmap.rmap_walk(folio, lambda *_: False)
+    with pytest.raises(KernelBug, match="no-anon-vma"):
+        world.image.rmap.rmap_walk_locked(folio, lambda *_: False)
+
+
+def test_file_walk_under_the_callers_lock() -> None:
+    """The same visits, and no lock taken a second time."""
+    world = World()
+    world.mmap(0, 2, RW, MAP_SHARED | MAP_FIXED, 1)
+    world.write(1)
+    folio = isolated(world, 1)
+    mapping = world.machine.files[0].f_mapping
+    mapping.i_mmap_rwsem.down_write()
+    world.image.rmap_unmap.try_to_unmap(folio, locked=True)
+    mapping.i_mmap_rwsem.up_write()
+    assert not folio.mapped()
+    assert world.pte(1) == 0
+
+
 @pytest.mark.parametrize("present", [True, False])
 def test_mapped_walk_tells_present_from_migration(present: bool) -> None:
     """It looks for one of the two, and for this folio alone."""

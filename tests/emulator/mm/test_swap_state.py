@@ -9,17 +9,13 @@ from emulator.hw.pte import PRESENT, SWP_EXCLUSIVE, is_swap, softleaf_value
 from emulator.uapi import MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, OOM_KILLED
 from emulator.workload import Op
 from tests.emulator.kernel_world import World
+from tests.emulator.populated import written
 from tests.emulator.references import check_all, every_cut
 
 
 def swapped_out(pages: int = 4, *, fork: bool = False) -> World:
     """Pages 0 and up written, and page 1 swapped out (after a fork: from parent and child)."""
-    world = World()
-    world.mmap(0, pages)
-    for page in range(pages):
-        world.write(page)
-    if fork:
-        world.fork(1)
+    world = written(pages, fork=fork)
     assert world.do("reclaim", 1) == 1
     assert is_swap(world.pte(1))
     return world

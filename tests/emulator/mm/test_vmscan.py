@@ -251,7 +251,12 @@ def check_contents(world: World, before: dict[int, dict[int, int]], beside: str,
 
 @pytest.mark.parametrize(
     ("beside", "make"),
-    [(beside, make) for beside, op in BESIDE.items() for make in (written, forked) if make is forked or not op.proc],
+    [
+        (beside, make)
+        for beside, op in BESIDE.items()
+        for make in (written, forked)
+        if make is forked or not op.proc
+    ],
 )
 def test_reclaim_beside(beside: str, make: Callable[[], World]) -> None:
     """Wherever the two meet: references, slots and mapcounts add up, and no page is lost or mixed up."""
@@ -266,7 +271,9 @@ def test_reclaim_beside(beside: str, make: Callable[[], World]) -> None:
             assert len(child) == (2 if beside == "child-write" else 1), where
 
 
-@pytest.mark.parametrize("beside", ["write", "fork", "munmap", "move", "migrate", "child-write", "child-exit"])
+@pytest.mark.parametrize(
+    "beside", ["write", "fork", "munmap", "move", "migrate", "child-write", "child-exit"]
+)
 def test_reclaim_beside_with_two_cuts(beside: str) -> None:
     """As above where both are interrupted, in a forked world."""
     before = forked().contents()

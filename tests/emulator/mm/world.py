@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from emulator.geometry import LEVEL_PMD
+from emulator.hw.pgtable import walk_slot
+from emulator.hw.pte import PSE
 from emulator.mm_types import AnonVma, Folio, VmAreaStruct
 from emulator.sched.scheduler import Task
 from emulator.uapi import MADV_HUGEPAGE
@@ -27,6 +30,12 @@ def huge(pages: int = 8, geometry: str = "small8") -> World:
     world.write(3)
     assert world.folio(0).nr_pages == world.machine.geometry.hpage_pmd_nr
     return world
+
+
+def is_huge(world: World, page: int, proc: int = 0) -> bool:
+    """Does a PMD map the page?"""
+    table, _, entry = walk_slot(world.mm(proc), world.machine.geometry, world.address(page))
+    return table.level == LEVEL_PMD and entry & PSE != 0
 
 
 def anon_vma_of(world: World, page: int, proc: int = 0) -> AnonVma:

@@ -8,14 +8,13 @@ from emulator.designs.mainline import Mainline
 from fuzz.campaign import selftest
 from fuzz.campaign.selftest import BlindError
 from fuzz.feedback.counters import BUCKETS, Counters
-from fuzz.feedback.features import Feedback
-from fuzz.feedback.states import POOL
+from fuzz.feedback.features import END_OF_STATES, Feedback
 from fuzz.target import Target
 
 
 @pytest.fixture(scope="module")
 def sighted() -> Feedback:
-    counters = Counters()
+    counters = Counters(END_OF_STATES)
     image, _ = Target("mainline").images(counters.transform)
     return Feedback(counters, image)
 
@@ -23,7 +22,7 @@ def sighted() -> Feedback:
 def test_an_instrumented_image_passes(sighted: Feedback) -> None:
     """The usual case."""
     selftest.check_instrumented(sighted, Mainline)
-    many = [POOL + BUCKETS * site for site in range(len(sighted.counters.sites))]
+    many = [END_OF_STATES + BUCKETS * site for site in range(len(sighted.counters.sites))]
     selftest.check_moved(sighted, [many, many[1:]])
 
 
@@ -35,7 +34,7 @@ def test_a_file_without_counters(sighted: Feedback, planted: str) -> None:
 
 def test_an_image_without_counters() -> None:
     """As is an image that was loaded without the pass."""
-    counters = Counters()
+    counters = Counters(END_OF_STATES)
     image, _ = Target("mainline").images()
     with pytest.raises(BlindError, match=r"blind fuzzing: no counters in .*mremap.py"):
         selftest.check_instrumented(Feedback(counters, image), Mainline)
@@ -49,6 +48,6 @@ def test_counters_that_do_not_move(sighted: Feedback) -> None:
 
 def test_seeds_that_all_look_the_same(sighted: Feedback) -> None:
     """Features that do not hang on the input guide nobody."""
-    many = [POOL + BUCKETS * site for site in range(len(sighted.counters.sites))]
+    many = [END_OF_STATES + BUCKETS * site for site in range(len(sighted.counters.sites))]
     with pytest.raises(BlindError, match="different seeds have the same features"):
         selftest.check_moved(sighted, [many, many])

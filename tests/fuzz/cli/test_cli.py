@@ -250,6 +250,22 @@ def test_an_internal_error_without_an_input(
     assert "internal error: ZeroDivisionError" in one_line(err)
 
 
+def test_a_users_design_that_fails(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str, shows_planted: Path
+) -> None:
+    """A Python error in the user's own file is not ours: status 2, and the workload is kept all the same."""
+    place = tmp_path / "planted.py"
+    place.write_text(place.read_text().replace("return 0", "return mm.nonesuch"))
+    monkeypatch.chdir(tmp_path)
+    for command in ("replay", "minimize"):
+        status, _, err = run(capsys, command, shows_planted, "--design", planted)
+        assert status == 2
+        assert "the design's own code failed: AttributeError" in one_line(err)
+        folder = Path(err.strip().rpartition(" ")[2])
+        assert (folder / "input.msgpack").read_bytes() == shows_planted.read_bytes()
+        assert "planted.py" in (folder / "traceback.txt").read_text()
+
+
 # ---- designs, doctor
 
 

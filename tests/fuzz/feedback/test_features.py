@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from emulator.errors import InternalError
 from emulator.machine import Machine
 from fuzz.feedback.counters import Counters
-from fuzz.feedback.features import Feedback
-from fuzz.feedback.states import POOL
+from fuzz.feedback.features import END_OF_STATES, FIRST, Feedback
 from fuzz.target import Target
 from fuzz.workload.text import from_text
 
@@ -27,7 +29,7 @@ end
 
 
 def feedback() -> Feedback:
-    counters = Counters()
+    counters = Counters(END_OF_STATES)
     image, _ = Target("mainline").images(counters.transform)
     return Feedback(counters, image)
 
@@ -41,7 +43,7 @@ def run(one: Feedback, text: str) -> list[int]:
 
 
 def states(features: list[int]) -> set[int]:
-    return {feature for feature in features if feature < POOL}
+    return {feature for feature in features if feature < END_OF_STATES}
 
 
 def test_results_and_shapes_tell_workloads_apart() -> None:
@@ -99,6 +101,21 @@ def test_the_account_survives_a_restart() -> None:
     assert not one.note(features)
     other.restore(one.seen_bits())
     assert not other.note(features)
-    assert other.note([next(number for number in range(other.size) if number not in features)])
+    assert other.note([next(number for number in range(FIRST, other.end) if number not in features)])
     other.restore(b"of another size")
     assert not other.note(features)
+
+
+def test_the_engines_counters_are_the_features() -> None:
+    """Every feature has a counter of its own there, and an engine that numbers otherwise is noticed."""
+    one = feedback()
+    numbers = iter(range(FIRST, 1 << 20))
+    one.reserve(lambda: next(numbers))
+    assert next(numbers) == one.end
+    with pytest.raises(InternalError):
+        one.reserve(lambda: next(numbers))
+    counted: list[int] = []
+    features = run(one, FAULTED)
+    one.hand_over(features, counted.append)
+    assert counted == features
+    assert all(FIRST <= feature < one.end for feature in features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 from pathlib import Path
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ from fuzz.record.events import (
 )
 
 RECORDING = Recording(
-    Header(("ls", "-l"), "perf", "6.18.44", 1, 2, {"odd": 3}, {"fe:00": "ext4"}, {"thp_enabled": "madvise"}),
+    Header(("ls", "-l"), "perf", "6.18.44", 1, 0, 2, {"odd": 3}, {"fe:00": "ext4"}, {"thp_enabled": "madvise"}),
     [
         Call(0, 1, 1, 3, "mmap", (0, 1 << 63, (1 << 64) - 1), -12),
         Mapping(1, 1, 1, 0x1000, 0x2000, 0, "fe:00", 5, 7, "r-xp", "/bin/ä \udc80".replace("\udc80", "")),

@@ -1,0 +1,242 @@
+"""Designs with one bug each, planted so that the oracles have something to say. The right code is the mainline's.
+
+The functions run inside a kernel image: ``original`` is the function that they replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from emulator.designs.base import Design
+from emulator.errors import KernelBug
+from emulator.geometry import PAGE_SIZE
+from emulator.mm import mmap, munmap
+from emulator.mm_types import Folio, MmStruct, VmAreaStruct
+from emulator.uapi import EFAULT, EINVAL, MAP_FIXED
+
+Original = Callable[..., Any]
+
+
+def change_without_flush(original: Original, area: VmAreaStruct, start: int, end: int) -> None:
+    """Changes entries and leaves the TLBs as they were."""
+    tlbs = area.vm_mm.machine.tlbs
+    before = [dict(tlb.entries) for tlb in tlbs]
+    original(area, start, end)
+    for tlb, entries in zip(tlbs, before, strict=True):
+        tlb.entries.update(entries)
+
+
+def dup_that_stays_exclusive(original: Original, folio: Folio, page: int, *vmas: VmAreaStruct) -> int:
+    """fork forgets that the page is shared now."""
+    result: int = original(folio, page, *vmas)
+    folio.anon_exclusive |= 1 << page
+    return result
+
+
+def dup_that_ignores_pins(folio: Folio, page: int, dst: VmAreaStruct, src: VmAreaStruct) -> int:
+    """fork shares pages though they are pinned."""
+    folio.anon_exclusive &= ~(1 << page)
+    folio.mapcounts[page] += 1
+    return 0
+
+
+def dup_never(folio: Folio, page: int, dst: VmAreaStruct, src: VmAreaStruct) -> int:
+    """fork copies every page at once."""
+    return -16  # -EBUSY
+
+
+def forget_anon_vma(*args: object) -> int:
+    """A merge does not take over the neighbour's anon_vma."""
+    return 0
+
+
+def leave_migration_entries(*args: object, **kwargs: object) -> None:
+    """The entries of the migrated folio are never turned back."""
+
+
+def write_nothing_out(m: Any, folio: Folio) -> None:
+    """The swap device is told nothing, and reads zeros."""
+    for i in range(folio.nr_pages):
+        m.swap.content[folio.swap + i] = {}
+
+
+def do_nothing(*args: object) -> int:
+    """Says that all went well."""
+    return 0
+
+
+def keep_folio(m: Any, folio: Folio) -> None:
+    """A folio without references is not given back."""
+
+
+def never_merge(vmg: object) -> None:
+    """New mappings stay by themselves."""
+
+
+def refuse(*args: object) -> int:
+    return -EINVAL
+
+
+def move_refused(original: Original, vrm: Any) -> int:
+    """Growing moves of more than one page never find their VMA."""
+    if vrm.old_len > PAGE_SIZE and vrm.new_len > vrm.old_len:
+        return -EFAULT
+    result: int = original(vrm)
+    return result
+
+
+def low_places(original: Original, mm: MmStruct, file: Any, addr: int, length: int, pgoff: int, flags: int) -> int:
+    """The lowest free place in place of the highest."""
+    if flags & MAP_FIXED:
+        result: int = original(mm, file, addr, length, pgoff, flags)
+        return result
+    return mmap.vm_unmapped_area_bottomup(mm, length, mm.machine.geometry.arena_start)
+
+
+def munmap_by_halves(mm: MmStruct, start: int, length: int) -> int:
+    """munmap that lets go of the lock in the middle."""
+    half = length // 2 & -PAGE_SIZE
+    for addr, size in ((start, half), (start + half, length - half)):
+        mm.mmap_lock.down_write()
+        if size:
+            munmap.do_munmap(mm, addr, size)
+        mm.mmap_lock.up_write()
+        mm.machine.sched.point("planted.half")
+    return 0
+
+
+def keep_the_lock(mm: MmStruct, start: int, length: int) -> int:
+    """munmap that never lets go of mmap_lock."""
+    mm.mmap_lock.down_write()
+    return munmap.do_munmap(mm, start, length)
+
+
+def complain(mm: MmStruct, start: int, length: int, advice: int) -> int:
+    """A WARN_ON, after which the kernel goes on."""
+    mm.machine.warn("planted-warning", "this should not happen", mm.mm_mt.lookup(start))
+    return 0
+
+
+def stop(mm: MmStruct, start: int, length: int, advice: int) -> int:
+    """A BUG_ON about a folio."""
+    raise KernelBug("planted-bug", "the kernel cannot go on", mm.machine.phys.zero_folio)
+
+
+def our_own_mistake(mm: MmStruct, start: int, length: int, advice: int) -> int:
+    raise ZeroDivisionError("a mistake of ours")
+
+
+class NoFlush(Design):
+    name = "no-flush"
+    replaces: ClassVar = {"mprotect.change_protection": change_without_flush}
+
+
+class StaysExclusive(Design):
+    name = "stays-exclusive"
+    replaces: ClassVar = {"rmap_counts.folio_try_dup_anon_rmap_pte": dup_that_stays_exclusive}
+
+
+class IgnoresPins(Design):
+    name = "ignores-pins"
+    replaces: ClassVar = {"rmap_counts.folio_try_dup_anon_rmap_pte": dup_that_ignores_pins}
+
+
+class CopiesAtFork(Design):
+    name = "copies-at-fork"
+    replaces: ClassVar = {"rmap_counts.folio_try_dup_anon_rmap_pte": dup_never}
+
+
+class ForgetsAnonVma(Design):
+    name = "forgets-anon-vma"
+    replaces: ClassVar = {"vma.dup_anon_vma": forget_anon_vma}
+
+
+class LeavesMigrationEntries(Design):
+    name = "leaves-migration-entries"
+    replaces: ClassVar = {"migrate.remove_migration_ptes": leave_migration_entries}
+
+
+class WritesNothingOut(Design):
+    name = "writes-nothing-out"
+    replaces: ClassVar = {"swap_state.swap_writeout": write_nothing_out}
+
+
+class MprotectLies(Design):
+    name = "mprotect-lies"
+    replaces: ClassVar = {"mprotect.do_mprotect": do_nothing}
+
+
+class MunmapLies(Design):
+    name = "munmap-lies"
+    replaces: ClassVar = {"munmap.sys_munmap": do_nothing}
+
+
+class ForkLies(Design):
+    name = "fork-lies"
+    replaces: ClassVar = {"fork.sys_fork": do_nothing}
+
+
+class LeaksSlots(Design):
+    name = "leaks-slots"
+    replaces: ClassVar = {"swap_state.swap_put_entries_direct": do_nothing}
+
+
+class LeaksPins(Design):
+    name = "leaks-pins"
+    replaces: ClassVar = {"gup.unpin": do_nothing}
+
+
+class LeaksFolios(Design):
+    name = "leaks-folios"
+    replaces: ClassVar = {"swap.free_folio": keep_folio}
+
+
+class ForgetsToUncharge(Design):
+    name = "forgets-to-uncharge"
+    replaces: ClassVar = {"munmap.vms_account": do_nothing}
+
+
+class NeverMerges(Design):
+    name = "never-merges"
+    replaces: ClassVar = {"vma.vma_merge_new_range": never_merge}
+
+
+class RefusesMremap(Design):
+    name = "refuses-mremap"
+    replaces: ClassVar = {"mremap.sys_mremap": refuse}
+
+
+class RefusesToGrow(Design):
+    name = "refuses-to-grow"
+    replaces: ClassVar = {"mremap.do_mremap": move_refused}
+
+
+class LowPlaces(Design):
+    name = "low-places"
+    replaces: ClassVar = {"mmap.get_unmapped_area": low_places}
+
+
+class MunmapByHalves(Design):
+    name = "munmap-by-halves"
+    replaces: ClassVar = {"munmap.sys_munmap": munmap_by_halves}
+
+
+class KeepsTheLock(Design):
+    name = "keeps-the-lock"
+    replaces: ClassVar = {"munmap.sys_munmap": keep_the_lock}
+
+
+class Complains(Design):
+    name = "complains"
+    replaces: ClassVar = {"madvise.do_madvise": complain}
+
+
+class Stops(Design):
+    name = "stops"
+    replaces: ClassVar = {"madvise.do_madvise": stop}
+
+
+class OurOwnMistake(Design):
+    name = "our-own-mistake"
+    replaces: ClassVar = {"madvise.do_madvise": our_own_mistake}
