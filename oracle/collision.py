@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from emulator.workload import token
 from oracle.comparison import Table, VisibleOracle, spans_of
 from oracle.finding import Finding, finding
-from oracle.observation import KERNEL_ACTIVITY
-from oracle.specification_failure import alternatives, settle
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY
+from oracle.specification_failure import AFTER_FAILURE, alternatives, settle
+from oracle.specification_page import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,16 +153,23 @@ class _Search:
         return "+".join(sorted(kinds))
 
     def finding(self) -> Finding:
-        """That no order explains it, with the order that came closest."""
+        """That no order explains it, with the order that came closest.
+
+        Where an allocation of one op was made to fail, what that op left is the likeliest cause: the same finding
+        as when it runs alone.
+        """
         length, (rule, cause, detail), order, kinds = self.best
+        names = ", ".join(f"op {i} {self.step.ops[i].kind}" for i in order)
+        detail = f"no order of the operations gives this; the closest ({names}): {detail}"
+        number = order[-1] if 0 <= length < len(self.step.ops) else None
+        failed = [
+            op.kind
+            for op, outcome in zip(self.step.ops, self.outcomes, strict=True)
+            if outcome.injected and outcome.ret in FAILURES and op.kind not in ACCESSES
+        ]
+        if failed:
+            return finding("specification", AFTER_FAILURE, detail, self.index, cause=failed[0], op=number)
         if rule in _OF_MAPPINGS:  # which of them the closest order meets first is chance
             rule = "mappings"
-        names = ", ".join(f"op {i} {self.step.ops[i].kind}" for i in order)
-        return finding(
-            "collision",
-            "no-serial-order",
-            f"no order of the operations gives this; the closest ({names}): {detail}",
-            self.index,
-            cause=", ".join([word for word in (kinds, rule, cause) if word]),
-            op=order[-1] if 0 <= length < len(self.step.ops) else None,
-        )
+        cause = ", ".join([word for word in (kinds, rule, cause) if word])
+        return finding("collision", "no-serial-order", detail, self.index, cause=cause, op=number)

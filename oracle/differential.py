@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.uapi import MAP_FIXED, MREMAP_RELOCATE_ANON, result_name
+from emulator.uapi import MAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON, result_name
 from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
 from oracle.leaves import KIND_SWAP, leaf_key
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from emulator.workload import Op, Outcome, Step
     from oracle.specification import Specification
 
+_SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY | {"unpin", "pin_write"}
 _PLACES = frozenset(("mmap", "mremap"))
 
 
@@ -44,32 +45,37 @@ class Fate(Enum):
     OTHER = "other"  # half done, or not known
 
 
-Layout = list[tuple[int, int, int, int, int, int, int]]
-
-
-def layout(mm: MmStruct | None) -> Layout:
-    """What merging looks at: range, pgoff, flags, file, which VMAs share an anon_vma, length of the AVC chain."""
-    if mm is None:
-        return []
-    names: dict[AnonVma | None, int] = {None: 0}
-    return [
-        (
-            vma.vm_start,
-            vma.vm_end,
-            vma.vm_pgoff,
-            vma.vm_flags,
-            -1 if vma.vm_file is None else vma.vm_file.label,
-            names.setdefault(vma.anon_vma, len(names)),
-            len(vma.anon_vma_chain),
-        )
-        for vma in mm.mm_mt
-    ]
+def alike(mine: MmStruct | None, other: MmStruct | None) -> bool:
+    """Is all that merging looks at the same: ranges, pgoff, flags, files, which VMAs share an anon_vma, AVC chains?"""
+    if mine is None or other is None:
+        return mine is other
+    if len(mine.mm_mt) != len(other.mm_mt):
+        return False
+    names: dict[AnonVma | None, AnonVma | None] = {None: None}
+    names_back: dict[AnonVma | None, AnonVma | None] = {None: None}
+    for a, b in zip(mine.mm_mt, other.mm_mt, strict=True):
+        if a.vm_start != b.vm_start or a.vm_end != b.vm_end or a.vm_pgoff != b.vm_pgoff or a.vm_flags != b.vm_flags:
+            return False
+        if names.setdefault(a.anon_vma, b.anon_vma) is not b.anon_vma:
+            return False
+        if names_back.setdefault(b.anon_vma, a.anon_vma) is not a.anon_vma:
+            return False
+        if len(a.anon_vma_chain) != len(b.anon_vma_chain):
+            return False
+        if a.vm_file is not b.vm_file and (
+            a.vm_file is None or b.vm_file is None or a.vm_file.label != b.vm_file.label
+        ):
+            return False
+    return True
 
 
 def for_reference(op: Op, known: int) -> Op:
-    """The op as the reference gets it: no injected failure, no flag that it does not know."""
+    """The op as the reference gets it: no injected failure, no flag that it does not know.
+
+    Without MAYMOVE the flag is an error, and stays: the reference refuses it as unknown.
+    """
     args = op.args
-    if op.kind == "mremap" and args[3] & MREMAP_RELOCATE_ANON & ~known:
+    if op.kind == "mremap" and args[3] & MREMAP_RELOCATE_ANON & ~known and args[3] & MREMAP_MAYMOVE:
         args = (*args[:3], args[3] & ~MREMAP_RELOCATE_ANON, args[4])
     return op._replace(args=args, fail_nth=0)
 
@@ -111,20 +117,17 @@ class DifferentialOracle:
         outcomes: list[Outcome],
         order: tuple[int, ...],
         fate: dict[int, Fate],
-        table: Table,
-        spec: Specification,
     ) -> list[Finding]:
-        """Run step number ``index`` on the reference and compare.
+        """Run step number ``index`` on the reference and compare results and layouts.
 
         ``order``: the serial order of its ops. ``fate``: what became of those in which a failure was injected,
         where that is known.
-        ``table``: the pages that the step touched. ``spec``: the state after the step.
         """
         if self.detached:
             return []
         found: list[Finding] = []
         self._collided = self._collided or len(order) > 1
-        alike = all(self._alike.get(op.proc, True) for op in step.ops)
+        equal = all(self._alike.get(op.proc, True) for op in step.ops)
         try:
             for number in order:
                 outcome = outcomes[number]
@@ -137,7 +140,7 @@ class DifferentialOracle:
                         return []
                 op = for_reference(step.ops[number], self._known)
                 reference = self._reference.run_alone(op, index, number)
-                if not self._same_result(op, outcome, reference, alike, index, number, found):
+                if not self._same_result(op, outcome, reference, equal, index, number, found):
                     if found and len(step.ops) > 1:  # another order may have explained it as well
                         self.detach(index, f"in one order of the collision, {found[0].detail}")
                         return []
@@ -145,8 +148,8 @@ class DifferentialOracle:
         except KernelBug as bug:
             self.detach(index, f"the reference stopped: {bug}")
             return []
-        self._compare_layouts(step, index, outcomes, alike, found)
-        self._compare_pages(table, spec, index, found)
+        if self._machine.store_log or step.ops[0].kind not in _SINGLE_PAGES or len(step.ops) > 1:
+            self._compare_layouts(step, index, outcomes, equal, found)
         return found
 
     def _same_result(
@@ -154,7 +157,7 @@ class DifferentialOracle:
         op: Op,
         outcome: Outcome,
         reference: Outcome,
-        alike: bool,
+        equal: bool,
         index: int,
         number: int,
         found: list[Finding],
@@ -167,7 +170,7 @@ class DifferentialOracle:
             found.append(finding("differential", "read", detail, index, op=number))
             return False
         names = f"{result_name(outcome.ret)}, on the reference {result_name(reference.ret)}"
-        if not alike and op.kind not in ACCESSES:
+        if not equal and op.kind not in ACCESSES:
             self.detach(index, f"layouts differ, and {op.kind} gave {names}")
             return False
         what = "address" if op.kind in _PLACES and min(outcome.ret, reference.ret) >= 0 else "result"
@@ -179,7 +182,7 @@ class DifferentialOracle:
         return False
 
     def _compare_layouts(
-        self, step: Step, index: int, outcomes: list[Outcome], alike: bool, found: list[Finding]
+        self, step: Step, index: int, outcomes: list[Outcome], equal: bool, found: list[Finding]
     ) -> None:
         """Never more VMAs after one op from equal states; and are the layouts equal now?"""
         labels = dict.fromkeys([op.proc for op in step.ops])
@@ -188,19 +191,21 @@ class DifferentialOracle:
         for label in labels:
             mine = self._machine.procs.get(label)
             other = self._reference.procs.get(label)
-            if single and alike and mine is not None and other is not None and len(mine.mm_mt) > len(other.mm_mt):
+            if single and equal and mine is not None and other is not None and len(mine.mm_mt) > len(other.mm_mt):
                 op = step.ops[0]
                 detail = (
                     f"after {op.kind}, process {label} has {len(mine.mm_mt)} VMAs, on the reference "
                     f"{len(other.mm_mt)}, and before it both were alike"
                 )
                 found.append(finding("differential", "more-vmas", detail, index, cause=op.kind, op=0))
-            self._alike[label] = layout(mine) == layout(other)
+            self._alike[label] = alike(mine, other)
 
-    def _compare_pages(
-        self, table: Table, spec: Specification, index: int, found: list[Finding]
-    ) -> None:
-        """The design agrees with ``spec`` already; so must the reference."""
+    # ---- pages and sharing
+
+    def check_pages(self, index: int, spec: Specification, table: Table) -> list[Finding]:
+        """The design agrees with ``spec`` at these pages already; so must the reference, and on sharing too."""
+        if self.detached:
+            return []
         difference = self._visible.view.difference
         for label, pages in table.items():
             for number, _ in self._visible.suspects(spec, label, dict.fromkeys(pages, UNKNOWN)):
@@ -209,20 +214,16 @@ class DifferentialOracle:
                     rule, cause, detail = wrong
                     detail = f"the design is as specified, but on the reference {detail}"
                     cause = ", ".join([word for word in (rule, cause) if word])
-                    found.append(finding("differential", "pages", detail, index, cause=cause))
-                    return
+                    return [finding("differential", "pages", detail, index, cause=cause)]
+        return self._check_sharing(index, spec)
 
-    # ---- sharing
-
-    def check_sharing(self, index: int, spec: Specification) -> list[Finding]:
+    def _check_sharing(self, index: int, spec: Specification) -> list[Finding]:
         """Which pages share memory (copy-on-write): the same on both.
 
         Not compared after a collision, whose order may show in nothing but sharing. Pages of zeros are left out, as
         whether they have memory depends on huge pages, and so does sharing of all pages where there are any.
         """
-        if self.detached or self._collided:
-            return []
-        if any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
+        if self._collided or any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
             return []
         mine = _sharing(self._machine, spec)
         other = _sharing(self._reference, spec)

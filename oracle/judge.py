@@ -178,7 +178,7 @@ class _Run:
         table = {op.proc: {op.args[0]: UNKNOWN}}
         found = self.visible.compare(self.spec, index, table, (op,)) if op.kind == "write" else []
         if not found and self.differential is not None:
-            found = self.differential.check(Step((op,)), index, [outcome], (0,), {0: Fate.DONE}, table, self.spec)
+            found = self.differential.check(Step((op,)), index, [outcome], (0,), {0: Fate.DONE})
         return found
 
     def _state(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
@@ -222,7 +222,7 @@ class _Run:
         if not found and self.differential is not None:
             if wild:
                 self.differential.detach(index, "what was written through a mere reference may show differently")
-            found = self.differential.check(step, index, outcomes, order, fate, table, self.spec)
+            found = self.differential.check(step, index, outcomes, order, fate)
         return found
 
     def _after_failure(
@@ -254,9 +254,12 @@ class _Run:
             or self.tlb.check_all(index)
             or self.lifetime.check_all(index)
             or self.structure.check(index)
-            or self.visible.compare(self.spec, index, self.visible.everything(self.spec), ())
-            or ([] if self.differential is None else self.differential.check_sharing(index, self.spec))
         )
+        if not found:
+            table = self.visible.everything(self.spec)
+            found = self.visible.compare(self.spec, index, table, ())
+            if not found and self.differential is not None:
+                found = self.differential.check_pages(index, self.spec, table)
         self.findings.extend(found)
         return bool(found)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from oracle.specification import Specification
 
 _GROUPS_MANY = 12  # beyond it, states are not enumerated in full
+AFTER_FAILURE = "after-failure"
 _CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write"))
 
 Shows = Callable[[int, int, Page | None], bool]
@@ -134,7 +135,7 @@ def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Sho
         else:
             numbers = sorted(group[0])
             detail = f"{op.kind} of process {op.proc} failed half-way and left pages {numbers} in a state not allowed"
-            return Refusal("after-failure", op.kind, detail)
+            return Refusal(AFTER_FAILURE, op.kind, detail)
     _take(spec.procs[op.proc], chosen)
     return None
 

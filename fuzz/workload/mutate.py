@@ -22,7 +22,7 @@ from fuzz.workload.schedules import Schedules
 from fuzz.workload.sketch import Sketch
 from fuzz.workload.tweak import Tweaks
 
-STEPS_GROWN_MAX: Final = 32  # no insertion beyond: longer ones cost time and rarely find more
+STEPS_GROWN_MAX: Final = 20  # no insertion beyond: longer ones cost time and rarely find more
 FAIL_NTH_DRAWN: Final = 16
 _TRIES: Final = 6  # for a change that changes something
 _AGAIN: Final = (0.2, 0.2, 0.2, 0.5, 0.8)  # chance of one more change; which of them is drawn for each mutant
@@ -67,7 +67,7 @@ def crossover(a: Workload, b: Workload, rng: Random) -> Workload:
             taken = min(len(source), rng.randint(1, 3))
             steps += source[:taken]
             del source[:taken]
-    return repair(Workload(a.geometry, tuple(steps[:STEPS_MAX])))
+    return repair(Workload(a.geometry, tuple(steps[:STEPS_GROWN_MAX])))
 
 
 def _late(rng: Random, size: int) -> int:

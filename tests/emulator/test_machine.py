@@ -6,7 +6,8 @@ import pytest
 
 from emulator.designs.mainline import Mainline
 from emulator.machine import CPUS, Machine
-from emulator.workload import COLLISION_OPS_MAX, Op, Step
+from emulator.sched.scheduler import Task
+from emulator.workload import COLLISION_OPS_MAX, Op, Step, Switch
 from tests.emulator.kernel_world import RW, World, kernel_image
 
 
@@ -43,6 +44,30 @@ def test_warnings_are_of_the_last_step() -> None:
     assert world.machine.sched.warnings == [("rule", "detail", None)]
     world.do("read", 0)
     assert world.machine.sched.warnings == []
+
+
+def test_flush_waits_for_interrupts_off_sections() -> None:
+    """A TLB flush ends when every other CPU has interrupts on again (GUP-fast); nothing is flushed before."""
+    world = World()
+    world.mmap(0, 1)
+    world.write(0)
+    machine, mm = world.machine, world.mm()
+    sched = machine.sched
+    seen: list[object] = []
+
+    def gup_fast() -> None:
+        sched.current.irqs_off = True
+        sched.point("irqs off")
+        seen.append(len(machine.tlbs[0].entries))
+        sched.current.irqs_off = False
+
+    def flush() -> None:
+        machine.flush_tlb_range(mm, 0, machine.geometry.task_size)
+        seen.append("flushed")
+
+    sched.run_collision([Task(0, 0), Task(1, 1)], [gup_fast, flush], [Switch(0, "irqs off", 1)])
+    assert seen == [1, "flushed"]
+    assert not machine.tlbs[0].entries
 
 
 def test_tokens_are_unique() -> None:

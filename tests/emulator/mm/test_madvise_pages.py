@@ -309,12 +309,21 @@ def test_guards_make_the_vma_faulted() -> None:
     assert world.do("madvise", 1, 1, MADV_GUARD_INSTALL) == 0
     assert world.vma(0).anon_vma is not None
     assert world.layout() == [(0, 4)]
+    check_all(world)
+
+
+def test_guards_of_kernels_without_the_flag() -> None:
+    """They make every VMA faulted, file mappings too: nothing else would have fork copy the markers."""
+    world = World(profile=profile_with(vm_ignore_merge=0))
+    world.mmap(0, 4, file=1)
+    assert world.do("madvise", 1, 1, MADV_GUARD_INSTALL) == 0
+    assert world.vma(0).anon_vma is not None
     assert not world.vma(0).vm_flags & VM_MAYBE_GUARD
     check_all(world)
 
 
 def test_guard_flag_of_newer_kernels() -> None:
-    """Since 6.19 the whole VMA gets a flag that does not stop merges and is never taken back."""
+    """Late 6.18 kernels and all since 6.19: the whole VMA gets a flag that does not stop merges and is never taken back."""
     world = World(profile=profile_with(vm_ignore_merge=VM_MAYBE_GUARD))
     world.mmap(0, 4)
     assert world.do("madvise", 1, 1, MADV_GUARD_INSTALL) == 0
