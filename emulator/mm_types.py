@@ -46,7 +46,8 @@ VM_SOFTDIRTY: Final = 0x8000000
 VM_MIXEDMAP: Final = 0x10000000
 VM_HUGEPAGE: Final = 0x20000000
 VM_NOHUGEPAGE: Final = 0x40000000
-VM_SEALED: Final = 0x80000000
+VM_MERGEABLE: Final = 0x80000000
+VM_SEALED: Final = 1 << 42
 
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
@@ -299,6 +300,7 @@ class MmStruct:
         "locked_vm",
         "machine",
         "map_count",
+        "merge_any",
         "mm_mt",
         "mm_users",
         "mmap_base",
@@ -327,6 +329,7 @@ class MmStruct:
         self.locked_vm = 0
         self.mm_users = 1  # threads and others that use it
         self.def_flags = 0
+        self.merge_any = False  # MMF_VM_MERGE_ANY: every VMA is offered to the same-page scanner
         self.start_brk = 0
         self.brk = 0
         self.mmap_base = 0  # top of the mmap area (bytes); allocation is top-down

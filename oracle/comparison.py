@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Table = dict[int, dict[int, int]]
 
+_SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY
+_OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin"))
+_OF_PINS = frozenset(("write", "pin_write", "gup_fast", "gup_slow"))
 _NO_FRAMES: frozenset[int] = frozenset()
 _ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap"))
 
@@ -48,11 +51,14 @@ class VisibleOracle:
         first = self._first
         table: Table = {}
         for op, outcome in zip(ops, outcomes, strict=True):
-            pages = table.setdefault(op.proc, {})
-            for start, length in spans_of(op, outcome.ret):
-                if length == 1:
-                    pages[start] = UNKNOWN
-                else:
+            pages = table.get(op.proc)
+            if pages is None:
+                pages = table[op.proc] = {}
+            kind = op.kind
+            if kind in _SINGLE_PAGES:
+                pages[op.args[0]] = UNKNOWN
+            elif kind in _ON_RANGES:
+                for start, length in spans_of(op, outcome.ret):
                     pages.update(dict.fromkeys(range(start, start + length), UNKNOWN))
         for op in ops:
             if op.kind == "fork":
@@ -62,14 +68,16 @@ class VisibleOracle:
             for low, high in spans:
                 pages.update(dict.fromkeys(range((low >> PAGE_SHIFT) - first, (high >> PAGE_SHIFT) - first), 0))
         shifts = observer.machine.geometry.shifts
-        for leaf in observer.leaves:
-            pages = table.setdefault(leaf.mm.label, {})
-            number = (leaf.address >> PAGE_SHIFT) - first
-            if leaf.table.level:
-                span = range(number, number + (1 << shifts[leaf.table.level] - PAGE_SHIFT))
+        for entry_table, _, mm, address, entry, _ in observer.leaves:
+            pages = table.get(mm.label)
+            if pages is None:
+                pages = table[mm.label] = {}
+            number = (address >> PAGE_SHIFT) - first
+            if entry_table.level:
+                span = range(number, number + (1 << shifts[entry_table.level] - PAGE_SHIFT))
                 pages.update(dict.fromkeys(span, UNKNOWN))
             else:
-                pages[number] = leaf.entry
+                pages[number] = entry
         return table
 
     def _add_child(self, parent: int, pages: dict[int, int], table: Table) -> None:
@@ -180,9 +188,13 @@ class VisibleOracle:
         return None
 
     def compare(self, spec: Specification, step: int, table: Table, ops: tuple[Op, ...]) -> list[Finding]:
-        """Every difference at these pages, and in processes and pins, as findings."""
+        """Every difference at these pages, and in processes and pins, as findings.
+
+        After a single op, processes and pins are looked at if it is one that may concern them.
+        """
         found: list[Finding] = []
-        whole = self._whole(spec)
+        single = ops[0].kind if len(ops) == 1 else ""
+        whole = self._whole(spec) if not single or single in _OF_LABELS else None
         if whole is not None:
             found.append(_finding(whole, step, ops, ()))
         for label, numbers in table.items():
@@ -190,6 +202,8 @@ class VisibleOracle:
                 difference = self.view.difference(spec, label, number, entry)
                 if difference is not None:
                     found.append(_finding(difference, step, ops, self._subjects(label, number)))
+        if single and single not in _OF_PINS:
+            return found
         for label, pin in self._observer.machine.pins.items():
             difference = self.view.pin_difference(spec, label, pin)
             if difference is not None:
@@ -236,7 +250,7 @@ class VisibleOracle:
 def spans_of(op: Op, ret: int) -> list[tuple[int, int]]:
     """(first page, pages) that the operation names by its arguments and its result."""
     kind = op.kind
-    if kind in ACCESSES or kind in KERNEL_ACTIVITY:
+    if kind in _SINGLE_PAGES:
         return [(op.args[0], 1)]
     if kind not in _ON_RANGES:
         return []

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from emulator.mm_types import AnonVma, MmStruct, VmAreaStruct
     from emulator.workload import Op
 
+_new: Final = tuple.__new__  # what a NamedTuple's constructor calls in the end
+
 ACCESSES: Final = frozenset(("read", "write", "exec", "gup_fast", "gup_slow"))
 KERNEL_ACTIVITY: Final = frozenset(("reclaim", "swap_readahead", "migrate"))
 _KEEPS_LAYOUT: Final = KERNEL_ACTIVITY | {"unpin", "pin_write"}
@@ -246,7 +248,8 @@ class Observer:
                     self.stray.append(place)
             elif entry.__class__ is not PageTable:
                 address = base + (slot << shifts[table.level])
-                leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))  # type: ignore[arg-type]
+                leaf = (table, slot, mm, address, entry, mm.mm_mt.lookup(address))
+                leaves.append(_new(Leaf, leaf))  # type: ignore[arg-type]
         self.direct = len(leaves)
         if self.spans:
             self._collect_spans()
@@ -270,7 +273,7 @@ class Observer:
                 place = (table, slot)
                 if place not in seen:
                     seen[place] = None
-                    self.leaves.append(Leaf(table, slot, mm, address, entry, lookup(address)))
+                    self.leaves.append(_new(Leaf, (table, slot, mm, address, entry, lookup(address))))
 
     def observe(self, ops: Iterable[Op]) -> None:
         """Take in the step that just ran, whose operations were ``ops``."""
@@ -299,7 +302,7 @@ class Observer:
         self.direct = 0
         for mm in m.procs.values():
             for table, slot, address, entry in leaves_between(mm, m.geometry, 0, 1 << 64):
-                self.leaves.append(Leaf(table, slot, mm, address, entry, mm.mm_mt.lookup(address)))
+                self.leaves.append(_new(Leaf, (table, slot, mm, address, entry, mm.mm_mt.lookup(address))))
         reached = {(leaf.table, leaf.slot) for leaf in self.leaves}
         self.stray = [place for holders in self.places.values() for place in holders if place not in reached]
 

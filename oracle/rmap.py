@@ -56,8 +56,7 @@ class RmapOracle:
         cache = machine.swap.cache
         claims = self._claims
         for leaf in self._observer.leaves:
-            entry = leaf.entry
-            vma = leaf.vma
+            _, _, _, address, entry, vma = leaf
             if not entry or vma is None:
                 continue
             if entry & PRESENT:
@@ -84,7 +83,7 @@ class RmapOracle:
                 folio = cached
                 page = slot - folio.swap
                 state = "swap cache"
-            pgoff = vma.vm_pgoff + (leaf.address - vma.vm_start >> 12)
+            pgoff = vma.vm_pgoff + (address - vma.vm_start >> 12)
             mapping = folio.mapping
             if folio.index + page == pgoff and reaches(vma, mapping, pgoff):  # type: ignore[arg-type]
                 claims[folio.pfn] = (mapping, folio.index)

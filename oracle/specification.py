@@ -188,6 +188,8 @@ class Specification:
     def _exec(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
         page = pages.get(op.args[0])
         if page is None or not page.prot & PROT_EXEC:
+            if ret == SIGBUS and page is not None and page.prot and beyond_file(page):
+                return None  # which of the two errors comes first is the kernel's choice
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
@@ -210,9 +212,7 @@ class Specification:
             return refusal
         prot &= PROT_READ | PROT_WRITE | PROT_EXEC
         if file == 0:
-            page = Page(prot, None, 0)
-            for number in range(ret, ret + length):
-                pages[number] = page
+            pages.update(dict.fromkeys(range(ret, ret + length), Page(prot, None, 0)))
         else:
             shared = flags & MAP_TYPE != MAP_PRIVATE
             for i in range(length):

@@ -34,21 +34,21 @@ class TlbOracle:
         observer = self._observer
         machine = observer.machine
         found: list[Finding] = []
+        if not (observer.direct or observer.ranges):
+            return found
         tlbs = [(cpu, tlb.entries) for cpu, tlb in enumerate(machine.tlbs) if tlb.entries]
         if not tlbs:
             return found
         spans = dict.fromkeys(observer.ranges)
-        for leaf in observer.leaves[: observer.direct]:
-            if leaf.table.level:
-                size = 1 << machine.geometry.shifts[leaf.table.level]
-                spans[leaf.mm, leaf.address, leaf.address + size] = None
+        for table, _, mm, address, entry, _ in observer.leaves[: observer.direct]:
+            if table.level:
+                spans[mm, address, address + (1 << machine.geometry.shifts[table.level])] = None
                 continue
-            page = leaf.address >> PAGE_SHIFT
-            key = (leaf.mm.asid, page)
+            key = (mm.asid, address >> PAGE_SHIFT)
             for cpu, entries in tlbs:
                 cached = entries.get(key)
-                if cached is not None and cached != leaf.entry:
-                    self._compare(leaf.mm, cpu, page, cached, leaf.entry, step, found)
+                if cached is not None and cached != entry:
+                    self._compare(mm, cpu, key[1], cached, entry, step, found)
         for mm, start, end in spans:
             for cpu, entries in tlbs:
                 self._check_range(mm, cpu, start >> PAGE_SHIFT, end >> PAGE_SHIFT, entries, step, found)

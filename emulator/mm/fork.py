@@ -67,6 +67,7 @@ def dup_mmap(mm: MmStruct, oldmm: MmStruct) -> int:
         if not old.vm_flags & VM_DONTCOPY:
             error = dup_one_vma(mm, old)
     mm.mmap_base, mm.start_brk, mm.brk = oldmm.mmap_base, oldmm.start_brk, oldmm.brk
+    mm.merge_any = oldmm.merge_any
     mm.mmap_lock.up_write()
     m.sched.point("fork.before_flush")
     m.flush_tlb_range(oldmm, 0, m.geometry.task_size)

@@ -6,7 +6,7 @@ Limits and accounting that the system calls share stand here too.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, munmap, vma
+from emulator.mm import gup_populate, ksm, munmap, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -227,6 +227,7 @@ def mmap_region(mm: MmStruct, file: File | None, addr: int, length: int, vm_flag
             return -ENOMEM
         vms.nr_accounted = 0  # the new mapping takes over their charge
         vm_flags |= VM_ACCOUNT
+    vm_flags = ksm.ksm_vma_flags(mm, vm_flags)
     munmap.vms_detach(vms)
     munmap.vms_clear_ptes(vms)
     area = mmap_new_area(mm, vms, file, vm_flags, pgoff)

@@ -126,7 +126,8 @@ def _findings_table(findings: list[FindingStatus]) -> Table:
     table.add_column("replays", justify="right")
     for found in findings:
         steps = str(found.steps) if found.minimized else f"{found.steps}…"
-        table.add_row(Text(found.signature), Text(found.rule), steps, f"{found.count:,}", found.replays or "–")
+        replays = Text(found.replays or "–", style="" if found.replays_always else "bold red")
+        table.add_row(Text(found.signature), Text(found.rule), steps, f"{found.count:,}", replays)
     return table
 
 
@@ -141,6 +142,8 @@ def summary(status: Status) -> str:
     for number, found in enumerate(status.findings, 1):
         note = "" if found.minimized else ", not minimised yet"
         replays = f", replays {found.replays}" if found.replays else ""
+        if not found.replays_always:
+            replays += " — was the code changed meanwhile?"
         lines += [
             "",
             f"{number}. {found.signature}  ({found.steps} steps{note}, seen {found.count:,} times{replays})",

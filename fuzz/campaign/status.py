@@ -25,6 +25,12 @@ class FindingStatus:
     workload: str
     replay: str  # the line to paste
 
+    @property
+    def replays_always(self) -> bool:
+        """False when a replay did not show it again: the code has changed since, or is not deterministic."""
+        shown_again, _, tried = self.replays.partition("/")
+        return shown_again == tried
+
 
 @dataclass(slots=True)
 class Status:

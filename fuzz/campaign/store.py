@@ -57,12 +57,6 @@ class Bucket:
         """The best workload that there is."""
         return self.folder / ("workload.msgpack" if self.minimized else "raw.msgpack")
 
-    @property
-    def unstable(self) -> bool:
-        """Whether a replay did not show the finding again."""
-        replayed, _, tried = self.replays.partition("/")
-        return replayed != tried
-
 
 @dataclass(slots=True)
 class Totals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated, Final
 
 import typer
@@ -22,6 +23,22 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vmafuzz {version('vmafuzz')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fuzz designs of Linux VMA merging and anonymous-memory relocation; replay what was found."""
+
 
 DesignOption = Annotated[str, typer.Option(help="Design under test: a name (see 'designs') or FILE.py:NAME.")]
 ReferenceOption = Annotated[str, typer.Option(help="Design to compare with.")]

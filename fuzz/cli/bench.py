@@ -43,11 +43,16 @@ def _measure(modes: tuple[str, ...], design: str, seconds: float, seed: int, jso
     speeds = [benchmark.measure(mode, design, seconds, seed) for mode in modes]
     own = next(speed for speed in speeds if speed.mode == "own")
     table = Table(box=None, pad_edge=False)
-    for column in ("instrumentation", "workloads/s", "steps/s", "own is faster by"):
-        table.add_column(column, justify="left" if column == "instrumentation" else "right")
+    columns = ("instrumentation", "workloads/s", "steps/s", "own is faster by", "in a campaign", "own is faster by")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
     for one in speeds:
         ratio = own.execs_per_second / one.execs_per_second
-        table.add_row(one.mode, f"{one.execs_per_second:,.0f}", f"{one.steps_per_second:,.0f}", f"{ratio:.2f}")
+        row = [one.mode, f"{one.execs_per_second:,.0f}", f"{one.steps_per_second:,.0f}", f"{ratio:.2f}"]
+        campaign = one.campaign_execs_per_second
+        if campaign is not None and own.campaign_execs_per_second is not None:
+            row += [f"{campaign:,.0f}/s", f"{own.campaign_execs_per_second / campaign:.2f}"]
+        table.add_row(*row)
     Console().print(table)
     if json is not None:
         rows = [
@@ -55,6 +60,7 @@ def _measure(modes: tuple[str, ...], design: str, seconds: float, seed: int, jso
                 "instrumentation": one.mode,
                 "execs_per_second": round(one.execs_per_second, 1),
                 "steps_per_second": round(one.steps_per_second, 1),
+                "campaign_execs_per_second": one.campaign_execs_per_second,
             }
             for one in speeds
         ]

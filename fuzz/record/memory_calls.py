@@ -76,13 +76,14 @@ class MemoryCalls:
             "munlock": self._munlock,
             "mlockall": self._mlockall,
             "munlockall": self._munlockall,
+            "prctl": self._prctl,
         }
 
     def run(self, thread: Thread, call: Call, mapping: Mapping | None) -> Result:
         """The machine's result; ``mapping`` is what perf told inside the call, if it told anything."""
         handler = self.handlers.get(call.name)
         if handler is None:
-            return call.name if call.name != "prctl" else PRCTL_OF_MEMORY[call.arg(0)]
+            return call.name
         if thread.space is None:
             return f"{call.name} in an address space of which nothing is known"
         if not call.known:
@@ -188,4 +189,11 @@ class MemoryCalls:
 
     def _munlockall(self, mm: MmStruct, thread: Thread, call: Call, mapping: Mapping | None) -> Result:
         result: int = self.image.mlock.sys_munlockall(mm)
+        return result
+
+    def _prctl(self, mm: MmStruct, thread: Thread, call: Call, mapping: Mapping | None) -> Result:
+        if call.arg(0) != PR_SET_MEMORY_MERGE:
+            return PRCTL_OF_MEMORY[call.arg(0)]
+        others = (call.arg(2), call.arg(3), call.arg(4))
+        result: int = self.image.ksm.prctl_memory_merge(mm, call.arg(1), others)
         return result

@@ -16,28 +16,23 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from emulator.errors import KernelBug
-from emulator.geometry import PAGE_SHIFT
-from emulator.hw.pte import EXEC, RW, USER
+from emulator.hw.pte import RW
 from emulator.image import KernelImage
 from emulator.machine import Machine
-from emulator.mm_types import MmStruct
 from emulator.profile import PROFILES, Profile
 from emulator.sched.scheduler import Task
 from emulator.uapi import result_name
 from fuzz.record.collector import CLONE_FILES, CLONE_VFORK, CLONE_VM, FORKING
 from fuzz.record.events import Call, Event, Exec, Exit, Fault, Fork, Layout, Mapping, Recording, Signal
-from fuzz.record.files import SIZE_UNKNOWN, FdTable, Inodes
+from fuzz.record.files import FdTable, Inodes
 from fuzz.record.layout import first_difference, format_line, machine_layout
 from fuzz.record.memory_calls import PRCTL_OF_MEMORY, MemoryCalls
 from fuzz.record.new_image import STACK, CannotBuild, NewImage
+from fuzz.record.page_faults import SIGBUS_NUMBER, PageFaults
 from fuzz.record.report import Difference, ReplayReport
 from fuzz.record.syscalls import ADDRESS_SPACE
 from fuzz.record.threads import Listener, Space, Thread, Told, told
 
-_PAGE_FAULT_WRITE: Final = 2
-_PAGE_FAULT_FETCH: Final = 16
-_SIGBUS: Final = 7
-_FAULT_SIGNALS: Final = (_SIGBUS, 11)  # 11: SIGSEGV
 _EXECS: Final = ("execve", "execveat")
 _ENDS: Final = ("exit", "exit_group")
 _INTERRUPTED: Final = (-4, -512, -513, -514, -516)  # EINTR and the kernel's internal restart codes
@@ -77,10 +72,7 @@ class Replay:
         self.threads: dict[int, Thread] = {}
         self.layouts = {(layout.tid, layout.when, layout.nth): layout for layout in recording.layouts}
         self.execs: dict[int, int] = {}  # tid to the number of its execs
-        self.tells_signals = any(isinstance(event, Signal) for event in recording.events)
-        self.fatal_faults: dict[int, int] = {}  # position of a fault that ended in a signal to its number
-        self.repeated_faults: set[int] = set()  # positions of faults after which the thread faulted there again
-        self._look_ahead()
+        self.faults = PageFaults(recording, image, self.report)
         self.handlers: dict[type[Event], Callable[[Any], None]] = {
             Call: self._enter,
             Mapping: self._mapping,
@@ -90,20 +82,6 @@ class Replay:
             Exit: self._exit,
             Signal: self._signal,
         }
-
-    def _look_ahead(self) -> None:
-        """What the next event of a thread tells of a fault: that it ended in a signal, or came again."""
-        last: dict[int, Event] = {}
-        for event in self.recording.events:
-            if isinstance(event, Mapping):
-                continue  # the stack grew: part of the fault
-            before = last.get(event.tid)
-            if isinstance(before, Fault):
-                if isinstance(event, Signal) and event.number in _FAULT_SIGNALS:
-                    self.fatal_faults[before.at] = event.number
-                elif isinstance(event, Fault) and event.address >> PAGE_SHIFT == before.address >> PAGE_SHIFT:
-                    self.repeated_faults.add(before.at)
-            last[event.tid] = event
 
     def run(self) -> ReplayReport:
         """Replay to the end. A KernelBug ends it early, as a difference."""
@@ -126,9 +104,30 @@ class Replay:
                     break
                 for rule, detail, _ in machine.sched.warnings:
                     self._differ(event, "the machine's kernel", "did not complain", f"{rule}: {detail}")
+            else:
+                self._check_end()
         finally:
             self.listener.close()
         return self.report
+
+    def _check_end(self) -> None:
+        """With the last process everything must have been given back, but for the page cache."""
+        machine = self.machine
+        if self.threads or not self.recording.events:
+            return
+        zero = machine.phys.zero_folio
+        leaked = [folio for folio in machine.phys.live.values() if folio is not zero and folio.mapcount()]
+        if machine.committed:  # Linux loses some too: a shrinking mremap to a new address, a failed MAP_FIXED
+            self.report.notes["pages that are still charged after the last process"] = machine.committed
+        left = {
+            "anon_vmas": len(machine.anon_vmas_live),
+            "mapped folios": len(leaked),
+            "anonymous folios": sum(folio.anon for folio in machine.phys.live.values()),
+        }
+        for what, count in left.items():
+            if count:
+                last = self.recording.events[-1]
+                self._differ(last, f"{what} after the last process", "none", str(count))
 
     def _count_rest(self, at: int) -> None:
         for event in self.recording.events:
@@ -287,69 +286,36 @@ class Replay:
         self._access(thread, fault)
 
     def _access(self, thread: Thread, fault: Fault) -> None:
-        assert thread.space is not None
-        mm = thread.space.mm
-        memory = self.image.memory
-        flags, permission = 0, USER
-        if fault.error_code & _PAGE_FAULT_WRITE:
-            flags, permission = memory.FAULT_FLAG_WRITE, USER | RW
-        elif fault.error_code & _PAGE_FAULT_FETCH:
-            flags, permission = memory.FAULT_FLAG_INSTRUCTION, USER | EXEC
-        if thread.space.in_flight:
-            self._hurry(thread, lambda: self._allowed(mm, fault.address, flags))
+        space = thread.space
+        assert space is not None
+        if space.in_flight:
+            self._hurry(thread, lambda: self.faults.allowed(space.mm, fault))
         self.listener.take()
-        result = self._handle(mm, fault, flags, permission)
+        result = self.faults.handle(space.mm, fault)
         thread.told = self.listener.take()
         self._judge_access(thread, fault, result)
 
-    def _allowed(self, mm: MmStruct, address: int, flags: int) -> bool:
-        area = mm.mm_mt.lookup(address)
-        module = self.image.fault
-        translated = module.is_translated(mm, address)
-        return area is not None and not module.access_error(area.vm_flags, flags, translated)
-
-    def _handle(self, mm: MmStruct, fault: Fault, flags: int, permission: int) -> int:
-        """One fault in the machine, as the kernel had one. 0 or the signal."""
-        module = self.image.fault
-        address = fault.address
-        if module.hardware_walk(mm, address, permission):
-            self.report.notes["faults on pages that are mapped in the machine"] += 1
-            return 0
-        result: int = module.do_user_addr_fault(mm, address, flags, module.is_translated(mm, address))
-        if result or fault.at in self.repeated_faults or module.hardware_walk(mm, address, permission):
-            return result
-        self.report.notes["faults that the machine needs more than once"] += 1
-        again = module.access(mm, address, flags)
-        return again if isinstance(again, int) else 0
-
     def _judge_access(self, thread: Thread, fault: Fault, result: int) -> None:
         report = self.report
-        signal = self.fatal_faults.get(fault.at, 0)
+        signal = self.faults.signals.get(fault.at, 0)
         fatal = bool(signal)
         call = thread.call
         if result and fault.kernel and not fatal and call is not None:
             fatal = call.result == _EFAULT  # the kernel does not signal: the call fails
-        if signal == _SIGBUS and not result and self._learn_size(thread, fault.address):
+        assert thread.space is not None
+        if signal == SIGBUS_NUMBER and not result and self.faults.learn_size(thread.space.mm, fault.address):
             report.unmodelled["page faults past the end of a file of unknown size"] += 1
             return
         report.modelled["page fault by the kernel" if fault.kernel else "page fault"] += 1
-        if result and not fatal and not self.tells_signals and not fault.kernel:
+        if result and not fatal and not self.faults.tells_signals and not fault.kernel:
             report.notes["faults that fail in the machine; the source tells of no signals"] += 1
             return
         report.results_compared += 1
         if bool(result) != fatal:
-            kind = "write to" if fault.error_code & _PAGE_FAULT_WRITE else "access to"
+            kind = "write to" if self.faults.access_of(fault).permission & RW else "access to"
             what = f"{kind} {fault.address:x}{' by the kernel' if fault.kernel else ''}"
             ours = result_name(result) if result else "succeeds"
             self._differ(fault, what, "a signal" if fatal else "succeeds", ours)
-
-    def _learn_size(self, thread: Thread, address: int) -> bool:
-        """The kernel says SIGBUS: if it was not known how long the file is, now it is."""
-        area = thread.space.mm.mm_mt.lookup(address) if thread.space is not None else None
-        if area is None or area.vm_file is None or area.vm_file.f_mapping.size != SIZE_UNKNOWN:
-            return False
-        area.vm_file.f_mapping.size = area.vm_pgoff + ((address - area.vm_start) >> PAGE_SHIFT) << PAGE_SHIFT
-        return True
 
     def _signal(self, signal: Signal) -> None:
         self.report.apart["signal delivered" if signal.delivered else "signal generated"] += 1
@@ -392,6 +358,7 @@ class Replay:
         steps = thread.exec_events
         thread.exec_events = None
         mm = self.machine.new_mm(event.pid)
+        mm.merge_any = thread.space.mm.merge_any if thread.space is not None else False
         shown = self.layouts.get((event.tid, "exec", nth))
         self._leave_space(thread)
         thread.fds = thread.fds.copy()

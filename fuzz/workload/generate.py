@@ -80,7 +80,7 @@ COMPANIONS: Final[dict[str, int]] = {
     "read": 4,
     "write": 5,
     "exec": 1,
-    "gup_fast": 8,
+    "gup_fast": 12,
     "gup_slow": 3,
     "unpin": 2,
     "pin_write": 2,
@@ -291,7 +291,14 @@ class Generator:
             )
         if domain is Domain.GUP_FLAGS:
             return rng.choice(
-                (0, FOLL_WRITE, FOLL_PIN, FOLL_PIN | FOLL_WRITE, FOLL_PIN | FOLL_WRITE | FOLL_LONGTERM)
+                (
+                    0,
+                    FOLL_WRITE,
+                    FOLL_PIN,
+                    FOLL_PIN | FOLL_WRITE,
+                    FOLL_PIN | FOLL_WRITE,
+                    FOLL_PIN | FOLL_WRITE | FOLL_LONGTERM,
+                )
             )
         if domain is Domain.OFFSET:
             return rng.randrange(OFFSETS_MAX)

@@ -68,10 +68,14 @@ class Places:
         return span if span.faulted else rng.choice(spans)
 
     def touch(self, sketch: Sketch, proc: int, near: range | None = None) -> int:
-        """A page to access: mapped as a rule, at an edge rather than not, at times just outside."""
+        """A page to access: mapped as a rule, at an edge rather than not, at times just outside.
+
+        In ``near`` a page that holds something of its own is preferred.
+        """
         rng = self.rng
-        if near is not None and rng.random() < 0.8:
-            return rng.choice(near)
+        if near is not None and rng.random() < 0.85:
+            held = [page for page in sketch.touched.get(proc, ()) if page in near]
+            return rng.choice(held) if held and rng.random() < 0.7 else rng.choice(near)
         span = self.span(sketch, proc)
         roll = rng.random()
         if span is None or roll < 0.04:

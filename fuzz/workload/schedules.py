@@ -38,6 +38,9 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "migrate": (("unmap",), ("thp", "rmap")),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
+_LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate"))
+_LONG_FIRST: Final = 0.6
+_DESIGN: Final = 0.4  # of the stops of an mremap are at points that only a design has
 
 
 class Schedules:
@@ -55,8 +58,15 @@ class Schedules:
         return own + passed
 
     def point(self, rng: Random, kind: str) -> str:
-        """A point for an op of this kind to be stopped at."""
+        """A point for an op of this kind to be stopped at.
+
+        A design's own points (area ``relocate``) are few and what the campaign is about, so they get a share.
+        """
         own, passed = self._by_kind.get(kind, ((), ()))
+        if kind == "mremap" and rng.random() < _DESIGN:
+            designs = [point for point in own if point.startswith("relocate.")]
+            if designs:
+                return rng.choice(designs)
         if not (own or passed) or rng.random() < 0.05:
             return ANY
         if own and passed:
@@ -85,6 +95,9 @@ class Schedules:
             return tuple([self.switch(rng, ops) for _ in range(rng.randint(0, SCHEDULE_MAX))])
         order = list(range(len(ops)))
         rng.shuffle(order)
+        # The window is mostly in an op that works on many pages or in several phases.
+        if rng.random() < _LONG_FIRST:
+            order.sort(key=lambda number: ops[number].kind not in _LONG)
         first, *others = order
         switches = [self._stop(rng, ops, first)]
         if style < 0.7:  # the others run whole inside the first

@@ -23,6 +23,9 @@ from fuzz.workload.domains import OP_DOMAINS
 from fuzz.workload.repair import Labels, repair_step
 
 
+TOUCHED_MAX = 16
+
+
 class Span:
     """Pages [start, end) that were mapped together; ``home`` is where ``start`` was when it was mapped."""
 
@@ -52,14 +55,15 @@ class Span:
 
 
 class Sketch:
-    """The spans of each living process, and the labels in use."""
+    """The spans of each living process, the pages that were touched last, and the labels in use."""
 
-    __slots__ = ("geometry", "labels", "spaces")
+    __slots__ = ("geometry", "labels", "spaces", "touched")
 
     def __init__(self, geometry: str) -> None:
         self.geometry: Geometry = GEOMETRIES[geometry]
         self.labels = Labels()
         self.spaces: dict[int, list[Span]] = {0: []}  # ascending by address
+        self.touched: dict[int, list[int]] = {0: []}  # pages that hold something of their own, oldest first
 
     def add(self, step: Step) -> Step | None:
         """Follow the step, as far as it is valid here; what of it is, or None."""
@@ -108,12 +112,21 @@ class Sketch:
             self._follow_madvise(spans, args)
         elif kind == "fork":
             self.spaces[args[0]] = [span.part(span.start, span.end) for span in spans]
+            self.touched[args[0]] = list(self.touched[op.proc])
         elif kind == "exit":
             del self.spaces[op.proc]
         elif kind == "write" or (kind in ("gup_fast", "gup_slow") and args[1] & FOLL_WRITE):
             touched = self.span_at(op.proc, args[0])
             if touched is not None:
                 touched.faulted = True
+                self._touch(op.proc, args[0])
+
+    def _touch(self, proc: int, page: int) -> None:
+        pages = self.touched[proc]
+        if page in pages:
+            pages.remove(page)
+        pages.append(page)
+        del pages[:-TOUCHED_MAX]
 
     def _follow_mmap(self, proc: int, spans: list[Span], args: tuple[int, ...]) -> None:
         start, length, prot, flags, file, offset = args
@@ -154,12 +167,15 @@ class Sketch:
             if chosen is None:
                 return
             target = chosen
-        self._move(spans, args, target)
+        self._move(proc, spans, args, target)
 
-    def _move(self, spans: list[Span], args: tuple[int, ...], target: int) -> None:
+    def _move(self, proc: int, spans: list[Span], args: tuple[int, ...], target: int) -> None:
         start, old_len, new_len, flags, _ = args
         if target + new_len > self.geometry.arena_pages:
             return
+        for page in list(self.touched[proc]):
+            if start <= page < start + min(old_len, new_len):
+                self._touch(proc, page - start + target)
         self._unmap(spans, target, target + new_len)
         moved = self._isolate(spans, start, start + min(old_len, new_len))
         if not flags & MREMAP_DONTUNMAP:

@@ -65,7 +65,8 @@ def test_flush_waits_for_interrupts_off_sections() -> None:
         machine.flush_tlb_range(mm, 0, machine.geometry.task_size)
         seen.append("flushed")
 
-    sched.run_collision([Task(0, 0), Task(1, 1)], [gup_fast, flush], [Switch(0, "irqs off", 1)])
+    schedule = [Switch(0, "irqs off", 1), Switch(1, "", 1)]
+    sched.run_collision([Task(0, 0), Task(1, 1)], [gup_fast, flush], schedule)
     assert seen == [1, "flushed"]
     assert not machine.tlbs[0].entries
 

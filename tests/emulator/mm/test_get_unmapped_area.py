@@ -48,6 +48,7 @@ def test_huge_page_alignment() -> None:
     """Without a hint a length of whole huge pages is placed on their boundary, other lengths are not."""
     world = World()
     g = world.machine.geometry
+    assert place(World(), g.pmd_size) == g.arena_end - g.pmd_size
     world.mmap(g.arena_pages - 3, 3, PROT_NONE)
     assert place(world, g.pmd_size) % g.pmd_size == 0
     assert place(world, g.pmd_size + PAGE_SIZE) % g.pmd_size != 0

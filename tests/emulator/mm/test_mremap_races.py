@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 
@@ -11,7 +12,7 @@ from emulator.hw.pte import PRESENT, pte_pfn
 from emulator.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE
 from emulator.workload import Op
 from tests.emulator.kernel_world import World
-from tests.emulator.references import check_all, every_cut
+from tests.emulator.references import check_all, every_cut, every_two_cuts
 
 FIXED = MREMAP_MAYMOVE | MREMAP_FIXED
 
@@ -62,7 +63,8 @@ def test_move_beside_a_walker(
 ) -> None:
     """Wherever one interrupts the other: the page is found, its contents arrive, every entry and count is right."""
     before = make().content(page)
-    for world, outcomes, cut in every_cut(make, (Op("mremap", 0, move), Op(walker, 0, (page,)))):
+    ops = (Op("mremap", 0, move), Op(walker, 0, (page,)))
+    for world, outcomes, cut in chain(every_cut(make, ops), every_two_cuts(make, ops)):
         assert outcomes[0].ret == move[4], cut
         check_all(world)
         check_tlbs(world)

@@ -97,5 +97,8 @@ def test_the_summary_ends_each_finding_with_its_replay_line() -> None:
     assert text.splitlines()[-1].strip() == replay
     assert text.count(replay) == 1
     assert "1 finding." in text
+    assert "was the code changed" not in text
+    status.findings[0].replays = "0/20"
+    assert "replays 0/20 — was the code changed meanwhile?" in summary(status)
     status.findings.clear()
     assert "no finding." in summary(status)

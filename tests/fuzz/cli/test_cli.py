@@ -148,6 +148,13 @@ def test_no_arguments_is_help(capsys: Capture) -> None:
         assert command in out + err
 
 
+def test_version(capsys: Capture) -> None:
+    """What to write into a report."""
+    status, out, err = run(capsys, "--version")
+    assert (status, err) == (0, "")
+    assert out.startswith("vmafuzz 0.")
+
+
 # ---- minimize, show, assemble
 
 

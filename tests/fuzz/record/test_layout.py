@@ -37,7 +37,7 @@ def test_lines_are_written_as_they_were_read() -> None:
 
 def test_another_text_is_refused() -> None:
     """A format that changed must not be read as an empty layout."""
-    with pytest.raises(UsageError, match="^line 2 "):
+    with pytest.raises(UsageError, match=r"^line 2 "):
         parse_maps([TEXT.splitlines()[0], "55ee-55ef bogus"])
 
 

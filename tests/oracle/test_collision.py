@@ -1,0 +1,168 @@
+"""The collision oracle and the differential oracle's treatment of collisions, on the real machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from emulator.designs.mainline import Mainline
+from emulator.uapi import MADV_DONTNEED, MREMAP_MAYMOVE
+from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch
+from oracle.finding import Finding, distinct
+from oracle.judge import Judge
+from tests.oracle import planted
+from tests.oracle.test_judge import FIXED, MOVE, PIN, RW, image, judge, mmap, op, signatures, workload
+
+FIRST_WHOLE = (Switch(0, "", 99), Switch(1, "", 99))
+SECOND_WHOLE = (Switch(1, "", 99), Switch(0, "", 99))
+
+
+@pytest.mark.parametrize("schedule", [(), FIRST_WHOLE, SECOND_WHOLE, (Switch(0, "", 1), Switch(1, "", 1))])
+@pytest.mark.parametrize(
+    "ops",
+    [
+        (op("write", 10, 0), op("munmap", 10, 1)),
+        (op("write", 10, 1), op("mremap", 10, 2, 2, MOVE, 50)),
+        (op("write", 10, 1), op("madvise", 10, 2, MADV_DONTNEED)),
+        (op("fork", 1), op("write", 10, 1), op("write", 10, 2)),
+        (op("gup_fast", 10, PIN, 1), mmap(10, 2)),
+        (op("gup_fast", 10, FOLL_WRITE, 1), op("fork", 1), op("pin_write", 2, 0)),
+        (op("mremap", 10, 2, 2, MOVE, 50), op("mremap", 10, 2, 2, MOVE, 60)),
+        (op("reclaim", 10), op("read", 10), op("migrate", 10)),
+        (op("exit"), op("write", 10, 1)),
+        (op("unpin", 2), op("munmap", 10, 1)),
+    ],
+    ids=lambda ops: "+".join(o.kind for o in ops) if ops and isinstance(ops[0], Op) else None,
+)
+def test_right_code_always_has_a_serial_order(ops: tuple[Op, ...], schedule: tuple[Switch, ...]) -> None:
+    """Whatever the schedule, and the two states cannot be told from a serial run afterwards either."""
+    before = (mmap(10, 2), op("write", 10, 0), op("gup_fast", 11, PIN, 2))
+    work = workload(*before, Step(ops, schedule), op("fork", 3), op("write", 10, 3))
+    judging = Judge(image(Mainline), image(Mainline), thorough=True)
+    assert signatures(judging.run(work)) == []
+
+
+@pytest.mark.parametrize("nth", range(1, 9))
+@pytest.mark.parametrize("schedule", [FIRST_WHOLE, SECOND_WHOLE])
+@pytest.mark.parametrize(
+    "ops",
+    [
+        (op("mremap", 10, 4, 4, MOVE, 50), op("munmap", 11, 2)),
+        (op("mremap", 10, 4, 4, MOVE, 50), op("mremap", 10, 4, 4, MOVE, 70)),
+        (op("mprotect", 10, 4, 1), op("munmap", 11, 1)),
+        (op("mmap", 10, 4, RW, FIXED, 1, 0), op("write", 11, 1)),
+        (op("fork", 1), op("write", 11, 1)),
+        (op("write", 11, 1), op("munmap", 10, 4)),
+    ],
+)
+def test_failures_beside_something(ops: tuple[Op, ...], schedule: tuple[Switch, ...], nth: int) -> None:
+    """An allocation fails in one op while another works on the same pages: some order and outcome explains it."""
+    work = workload(
+        mmap(10, 4),
+        op("write", 11, 0),
+        op("mprotect", 12, 1, 1),
+        Step((ops[0]._replace(fail_nth=nth), *ops[1:]), schedule),
+        op("read", 11),
+    )
+    judging = Judge(image(Mainline), image(Mainline))
+    assert [s for s in signatures(judging.run(work)) if not s.startswith("accounting/")] == []
+
+
+def test_collision_that_no_order_explains_names_the_closest() -> None:
+    """The detail says how far the best order came; ops that have nothing to do with the pages are left out."""
+    work = workload(
+        mmap(10, 4),
+        mmap(60, 1),
+        Step(
+            (op("munmap", 10, 4), mmap(10, 4), op("read", 60)),
+            (Switch(0, "planted.half", 1), Switch(1, "", 99)),
+        ),
+    )
+    verdict = judge(planted.MunmapByHalves, work)
+    assert signatures(verdict) == ["collision/no-serial-order:mmap+munmap, mappings"]
+    assert "closest" in verdict.findings[0].detail
+
+
+def test_wrong_result_in_a_collision() -> None:
+    """No order allows the result: the op that gave it is named."""
+    work = workload(mmap(10, 1), Step((op("mremap", 10, 1, 1, MOVE, 50), op("read", 10))))
+    verdict = judge(planted.RefusesMremap, work)
+    assert signatures(verdict) == [
+        "collision/no-serial-order:mremap+read, result, mremap gave -EINVAL, allowed success"
+    ]
+    assert verdict.findings[0].op == 0
+
+
+def test_result_that_another_order_explains_detaches_the_reference() -> None:
+    """In a collision the order is a guess: a result that the reference does not give is no finding."""
+    work = workload(mmap(10, 2), Step((op("mremap", 10, 2, 3, MREMAP_MAYMOVE, 0), op("read", 10))), op("read", 10))
+    verdict = judge(planted.RefusesToGrow, work)
+    assert signatures(verdict) == []
+    assert "in one order of the collision" in verdict.notes[0]
+
+
+def test_reference_is_detached_where_it_cannot_follow() -> None:
+    """After a write through a mere reference, and after a failure that left a call half done; the verdict says so."""
+    wild = workload(mmap(10, 1), op("gup_fast", 10, FOLL_WRITE, 1), op("pin_write", 1, 0), op("read", 10))
+    assert "mere reference" in judge(planted.LowPlaces, wild).notes[0]
+    notes = set()
+    for nth in range(1, 10):
+        work = workload(
+            mmap(10, 4), op("write", 11, 0), op("mremap", 11, 1, 1, MOVE, 50, fail_nth=nth), op("read", 11)
+        )
+        verdict = Judge(image(Mainline), image(Mainline)).run(work)
+        notes.update(verdict.notes)
+    assert any("half done" in note for note in notes)
+
+
+def test_reference_that_stops() -> None:
+    """A reference with a bug of its own judges nobody."""
+    work = workload(mmap(10, 1), op("madvise", 10, 1, MADV_DONTNEED), op("read", 10))
+    verdict = Judge(image(Mainline), image(planted.Stops)).run(work)
+    assert signatures(verdict) == []
+    assert "the reference stopped" in verdict.notes[0]
+
+
+def test_reference_that_differs() -> None:
+    """Pages and contents are compared with the reference too; here it is the reference that is wrong."""
+    lost = workload(mmap(10, 1), op("write", 10, 0), op("reclaim", 10), op("read", 10))
+    verdict = Judge(image(Mainline), image(planted.WritesNothingOut)).run(lost)
+    assert signatures(verdict) == ["differential/read"]
+    verdict = Judge(image(Mainline), image(planted.MprotectLies)).run(
+        workload(mmap(10, 1), op("mprotect", 10, 1, 1), op("exec", 10))
+    )
+    assert signatures(verdict) == ["differential/pages:permissions"]
+
+
+def test_layouts_that_differ_by_design_excuse_results() -> None:
+    """Once layouts differ, a result that hangs on VMA boundaries may differ too."""
+    work = workload(
+        mmap(10, 2), mmap(12, 2), op("write", 10, 0), op("mremap", 10, 4, 5, MREMAP_MAYMOVE, 0), op("read", 10)
+    )
+    verdict = Judge(image(Mainline), image(planted.NeverMerges)).run(work)
+    assert signatures(verdict) == []
+    assert "layouts differ" in verdict.notes[0]
+
+
+def test_one_finding_for_each_object() -> None:
+    """The first oracle to speak about an object wins, and a signature is told once."""
+    a = Finding("undo", "x", "undo/x", "", 1, None, (("folio", 3),))
+    b = Finding("rmap", "y", "rmap/y", "", 1, None, (("folio", 3), ("page", 9)))
+    c = Finding("tlb", "z", "tlb/z", "", 1, None, (("page", 9),))
+    d = Finding("rmap", "y", "rmap/y", "again", 1, None, (("folio", 4),))
+    e = Finding("rmap", "y", "rmap/y", "again", 1, 2, (("folio", 5),))
+    assert distinct([a, b, c, d, e]) == [a, d]
+    assert str(e) == "rmap/y at step 1 op 2: again"
+    assert str(a) == "undo/x at step 1: "
+
+
+def test_pins_that_a_collision_made_are_followed() -> None:
+    """gup_fast beside mmap: whichever came first, the pin's page is the process's page or it is not."""
+    for schedule in (FIRST_WHOLE, SECOND_WHOLE, (Switch(0, "gup_fast.folio_grabbed", 1), Switch(1, "", 99))):
+        work = workload(
+            mmap(10, 2),
+            Step((op("gup_fast", 10, FOLL_PIN | FOLL_WRITE, 1), mmap(10, 1)), schedule),
+            op("write", 10, 0),
+            op("pin_write", 1, 1),
+            op("read", 10),
+        )
+        assert signatures(judge(Mainline, work)) == []
