@@ -11,6 +11,7 @@ What one step touched is judged after it, everything at the end of the workload,
 
 from __future__ import annotations
 
+import marshal
 import re
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
@@ -275,7 +276,10 @@ class _Run:
     # ---- the digest
 
     def _digest(self) -> str:
-        """blake2b over results and what the processes see: nothing that hangs on addresses of ours or hash order."""
+        """blake2b over results and what the processes see: nothing that hangs on addresses of ours or hash order.
+
+        marshal's version 2 writes numbers, tuples and lists in one way only (later ones note shared objects).
+        """
         machine = self.machine
         seen: list[object] = [
             [(outcome.ret, outcome.data, outcome.injected) for outcome in outcomes] for outcomes in self.outcomes
@@ -287,7 +291,7 @@ class _Run:
                 file = None if vma.vm_file is None else vma.vm_file.label
                 layout.append((vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags, file))
             seen.append((label, layout, self._contents(mm)))
-        return blake2b(repr(seen).encode(), digest_size=16).hexdigest()
+        return blake2b(marshal.dumps(seen, 2), digest_size=16).hexdigest()
 
     def _contents(self, mm: MmStruct) -> list[tuple[int, int]]:
         """(address, packed contents) of the populated pages that do not hold zeros, in address order."""

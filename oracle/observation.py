@@ -249,7 +249,7 @@ class Observer:
             elif entry.__class__ is not PageTable:
                 address = base + (slot << shifts[table.level])
                 leaf = (table, slot, mm, address, entry, mm.mm_mt.lookup(address))
-                leaves.append(_new(Leaf, leaf))  # type: ignore[arg-type]
+                leaves.append(_new(Leaf, leaf))
         self.direct = len(leaves)
         if self.spans:
             self._collect_spans()

@@ -1,8 +1,8 @@
 """How fast workloads run, and what instrumentation costs: ``vmafuzz bench``.
 
-Every mode has a fresh process and is measured twice inside ``atheris.Fuzz``: on the same generated workloads in the same
-order (a mutation, the run with all oracles, the features for the engine), and as a campaign, where the engine chooses
-what to run and does its own work on the features.
+Every mode has a fresh process and is measured twice inside ``atheris.Fuzz``: on the same generated workloads in
+the same order (a mutation, the run with all oracles, the features for the engine), and as a campaign, where the
+engine chooses what to run and does its own work on the features.
 
 ========= =============================================================================================
 ``none``  no instrumentation, nothing handed to the engine
@@ -60,10 +60,11 @@ class Speed(NamedTuple):
         return self.steps / self.seconds
 
 
-def measure(mode: str, design: str, seconds: float, seed: int) -> Speed:
+def measure(mode: str, design: str, seconds: float, seed: int, workloads: int = WORKLOADS) -> Speed:
     """Run one mode in a process of its own. Raises ``InternalError`` when it fails."""
     with tempfile.TemporaryDirectory(prefix="vmafuzz-bench-") as corpus:
-        request = {"mode": mode, "design": design, "seconds": seconds, "seed": seed, "corpus": corpus}
+        request = {"mode": mode, "design": design, "seconds": seconds, "seed": seed, "workloads": workloads}
+        request["corpus"] = corpus
         done = subprocess.run(
             [sys.executable, "-m", "fuzz.campaign.benchmark", json.dumps(request)],
             stdin=subprocess.DEVNULL,
@@ -90,13 +91,14 @@ def main() -> None:
     elif mode == "stock":
         with atheris.instrument_imports(include=["emulator"]):
             import_module("oracle.judge")
-    _Measurement(atheris, mode, request["design"], seconds, request["seed"]).run(Path(request["corpus"]))
+    workloads = _workloads(request["design"], request["seed"], request["workloads"])
+    _Measurement(atheris, mode, request["design"], seconds, workloads).run(Path(request["corpus"]))
 
 
 class _Measurement:
     """The two measurements of one mode, as the engine's target function."""
 
-    def __init__(self, atheris: Any, mode: str, design: str, seconds: float, seed: int) -> None:
+    def __init__(self, atheris: Any, mode: str, design: str, seconds: float, workloads: list[Any]) -> None:
         from fuzz import designs
         from fuzz.campaign.breeding import Breeder
         from fuzz.campaign.worker import tune_garbage_collector
@@ -104,9 +106,9 @@ class _Measurement:
         self.mode = mode
         self.seconds = seconds
         self.atheris = atheris
+        self.workloads = workloads
         self.judge, feedback = _judge(mode, design)
         tune_garbage_collector()
-        self.workloads = _workloads(design, seed)
         self.breeder = Breeder(designs.find(design).mremap_flags)
         self.hand_over = _handing_over(atheris, feedback)
         self.speed: Speed | None = None
@@ -206,12 +208,12 @@ def _load_patched(self: Any, path: Path, name: str, stem: str | None = None) -> 
     return module
 
 
-def _workloads(design: str, seed: int) -> list[Any]:
+def _workloads(design: str, seed: int, count: int = WORKLOADS) -> list[Any]:
     from fuzz import designs
     from fuzz.workload.generate import Generator
 
     generator = Generator(Random(seed), mremap_flags_extra=designs.find(design).mremap_flags)
-    return [generator.generate(STEPS) for _ in range(WORKLOADS)]
+    return [generator.generate(STEPS) for _ in range(count)]
 
 
 def _handing_over(atheris: Any, feedback: Any) -> Callable[[], None]:

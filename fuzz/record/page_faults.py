@@ -19,6 +19,8 @@ _FETCH: Final = 16
 SIGBUS_NUMBER: Final = 7
 _FAULT_SIGNALS: Final = (SIGBUS_NUMBER, 11)  # 11: SIGSEGV
 
+_SI_KERNEL: Final = 128  # si_code of a signal for another reason than an address (a general protection fault)
+
 # Notes: where the kernel faulted otherwise than the machine, for reasons that are known.
 KERNEL_TWICE: Final = "accesses by the kernel that faulted twice, first where it may not sleep"
 WRITE_NOTIFY: Final = "writes that the file system wanted to be told of (page_mkwrite)"
@@ -55,7 +57,8 @@ class PageFaults:
             before = last.get(event.tid)
             if isinstance(event, Signal):
                 self.tells_signals = True
-                if isinstance(before, Fault) and event.number in _FAULT_SIGNALS:
+                by_fault = event.number in _FAULT_SIGNALS and 0 < event.code < _SI_KERNEL
+                if by_fault and isinstance(before, Fault):
                     self.signals[before.at] = event.number
             elif isinstance(event, Fault) and isinstance(before, Fault):
                 if event.address >> PAGE_SHIFT == before.address >> PAGE_SHIFT:

@@ -57,15 +57,38 @@ def profile_of(recording: Recording, name: str) -> Profile:
     )
 
 
+class Observer:
+    """Told of everything that a replay is about to do in the machine. Does nothing by itself."""
+
+    def call(self, thread: Thread, call: Call) -> None:
+        """A memory call."""
+
+    def fault(self, thread: Thread, fault: Fault) -> None:
+        """A page fault."""
+
+    def fork(self, parent: Thread, child: Thread) -> None:
+        """A fork that copied the address space; done already."""
+
+    def leave(self, thread: Thread) -> None:
+        """The end of a thread, or an exec: it leaves its address space."""
+
+
 class Replay:
     """One run. ``machine`` may be looked at afterwards."""
 
-    def __init__(self, recording: Recording, image: KernelImage, profile: str = "6.18") -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        image: KernelImage,
+        profile: str = "6.18",
+        observer: Observer | None = None,
+    ) -> None:
         self.recording = recording
         self.image: Any = image
         self.machine = Machine(image, "x86-64", profile_of(recording, profile))
         self.machine.procs.clear()
         self.report = ReplayReport(recording.header)
+        self.observer = observer or Observer()
         self.inodes = Inodes(self.machine, recording.header.filesystems)
         self.calls = MemoryCalls(image, self.inodes)
         self.listener = Listener(image)
@@ -198,6 +221,8 @@ class Replay:
             thread.result = f"{call.name} interrupted by a signal"
             return
         self._agree_on_address(thread, call, mapping)
+        if thread.space is not None:
+            self.observer.call(thread, call)
         self.listener.take()
         thread.result = self.calls.run(thread, call, mapping)
         thread.told = self.listener.take()
@@ -290,6 +315,7 @@ class Replay:
         assert space is not None
         if space.in_flight:
             self._hurry(thread, lambda: self.faults.allowed(space.mm, fault))
+        self.observer.fault(thread, fault)
         self.listener.take()
         result = self.faults.handle(space.mm, fault)
         thread.told = self.listener.take()
@@ -337,7 +363,9 @@ class Replay:
                 self.machine.procs[fork.child_pid] = child_mm
                 space = Space(child_mm, whole=space.whole)
         fds = parent.fds if flags & CLONE_FILES else parent.fds.copy()
-        self.threads[fork.child_tid] = Thread(fork.child_pid, fork.child_tid, space, fds)
+        child = self.threads[fork.child_tid] = Thread(fork.child_pid, fork.child_tid, space, fds)
+        if space is not None and space is not parent.space:
+            self.observer.fork(parent, child)
         if fork.flags is None:
             self.report.unmodelled["forks of which it is not known what they share"] += 1
         elif parent.space is None:
@@ -424,9 +452,10 @@ class Replay:
     def _leave_space(self, thread: Thread) -> None:
         """The thread uses its address space no longer; with the last user it ends."""
         space = thread.space
-        thread.space = None
         if space is None:
             return
+        self.observer.leave(thread)
+        thread.space = None
         space.in_flight.pop(thread.tid, None)
         mm = space.mm
         if mm.mm_users > 1:

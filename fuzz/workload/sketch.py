@@ -22,7 +22,6 @@ from emulator.workload import FOLL_WRITE, Op, Step
 from fuzz.workload.domains import OP_DOMAINS
 from fuzz.workload.repair import Labels, repair_step
 
-
 TOUCHED_MAX = 16
 
 
