@@ -48,16 +48,22 @@ def finding(
 
 
 def distinct(findings: list[Finding]) -> list[Finding]:
-    """Drop findings about an object of which an earlier one speaks already, and repeated signatures.
+    """Drop findings about an object of which a better one of the same step speaks already, and repeated signatures.
 
-    The list stands in order of specificity: the first oracle to speak about an object wins.
+    Those of a step stand in order of specificity: the first oracle to speak about an object wins. A complaint that
+    did not end the run gives way to any finding about the same object that did.
     """
     kept: list[Finding] = []
-    spoken: set[Subject] = set()
+    ending = {(found.step, subject) for found in findings if found.ends_run for subject in found.subjects}
+    spoken: set[tuple[int, Subject]] = set()
     signatures: set[str] = set()
     for found in findings:
-        known = any(subject in spoken for subject in found.subjects)
-        spoken.update(found.subjects)
+        about = [(found.step, subject) for subject in found.subjects]
+        if found.ends_run:
+            known = any(subject in spoken for subject in about)
+            spoken.update(about)
+        else:
+            known = any(subject in ending for subject in about)
         if not known and found.signature not in signatures:
             signatures.add(found.signature)
             kept.append(found)

@@ -21,7 +21,6 @@ from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pte import PRESENT
 from emulator.machine import Machine
 from emulator.mm_types import Folio
-from emulator.uapi import MREMAP_RELOCATE_ANON
 from emulator.workload import Step, token
 from oracle.accounting import AccountingOracle
 from oracle.collision import CollisionOracle
@@ -115,7 +114,7 @@ class _Run:
                 mremap_flags=machine.image.design.mremap_flags,
             )
         )
-        self.relocates = bool(machine.image.design.mremap_flags & MREMAP_RELOCATE_ANON)
+        self.relocates = bool(machine.image.design.replaces)  # the code as it is cannot relocate anything
         self.findings: list[Finding] = []
         self.outcomes: list[tuple[Outcome, ...]] = []
 

@@ -1,9 +1,9 @@
 """The undo oracle: a relocation that fails leaves exactly what the plain move leaves.
 
-A plain move never touches a folio's mapping and index. So, of the pages that a call with MREMAP_RELOCATE_ANON
-wanted to move: where the VMA that maps the page afterwards is in the old page-offset space (was not relocated),
-the folio must say what it said before. What runs beside the call does not excuse it: a GUP-fast pin taken
-between the forward walk and the undo is part of the state.
+A plain move never touches a folio's mapping and index. So, of the pages that a call was asked to move: where the VMA
+that maps the page afterwards is in the old page-offset space (was not relocated), the folio must say what it said
+before. What runs beside the call does not excuse it: a GUP-fast pin taken between the forward walk and the undo is
+part of the state.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.uapi import MREMAP_RELOCATE_ANON
 from oracle.finding import Finding, finding
 from oracle.leaves import leaves_between
 from oracle.observation import Observer
@@ -39,10 +38,6 @@ class _Before:
         self.anon_vma = anon_vma
 
 
-def asks_for_relocation(op: Op) -> bool:
-    return op.kind == "mremap" and op.args[3] & MREMAP_RELOCATE_ANON != 0
-
-
 class UndoOracle:
     """``before`` each step, ``check`` after it."""
 
@@ -53,11 +48,11 @@ class UndoOracle:
         self._before: list[_Before] = []
 
     def before(self, step: Step) -> None:
-        """Remember the pages that the step's relocations want to move."""
+        """Remember the pages that the step's moves are about."""
         if self._before:
             self._before = []
         for i, op in enumerate(step.ops):
-            if asks_for_relocation(op):
+            if op.kind == "mremap":
                 self._remember(i, op)
 
     def _remember(self, number: int, op: Op) -> None:

@@ -73,6 +73,7 @@ class _Parser:
             "sched:sched_process_exit": self._death,
             "signal:signal_generate": self._signal_generate,
             "signal:signal_deliver": self._signal_deliver,
+            "PERF_RECORD_MMAP": self._kernel_text,
             "PERF_RECORD_LOST": self._lost,
             "PERF_RECORD_LOST_SAMPLES": self._lost,
         }
@@ -175,6 +176,12 @@ class _Parser:
         if match is not None:
             self.collector.add(Signal(self.collector.next(), pid, tid, int(match[1]), int(match[2]), True))
         return match is not None
+
+    def _kernel_text(self, pid: int, tid: int, rest: str) -> bool:
+        """Where the kernel itself lies, which perf always notes (processes are told of by MMAP2); no event."""
+        if pid >= 0 and not rest.startswith("-1/"):
+            self.collector.skip("PERF_RECORD_MMAP")
+        return True
 
     def _lost(self, pid: int, tid: int, rest: str) -> bool:
         match = _LOST.search(rest)

@@ -235,16 +235,26 @@ def in_world(workload: Workload, geometry: str) -> Workload:
 
 
 def without_move(workload: Workload, number: int, position: int) -> Workload | None:
-    """Without the move that is op ``position`` of step ``number``: later ops find the pages where they were."""
+    """Without the move that is op ``position`` of step ``number``: later ops find the pages where they were.
+
+    The two places change their roles, so that a later move back becomes a move there.
+    """
     move = workload.steps[number].ops[position]
     if move.kind != "mremap" or not _has_target(move) or move.args[1] != move.args[2]:
         return None
     source, length, _, _, target = move.args
     table = OP_DOMAINS[workload.geometry]
 
+    def place(page: int) -> int:
+        if target <= page < target + length:
+            return page - target + source
+        if source <= page < source + length:
+            return page - source + target
+        return page
+
     def back(op: Op) -> Op:
         args = [
-            value - target + source if domain is Domain.PAGE and target <= value < target + length else value
+            place(value) if domain is Domain.PAGE else value
             for value, domain in zip(op.args, table[op.kind].domains, strict=True)
         ]
         return op._replace(args=tuple(args))

@@ -104,7 +104,7 @@ def test_reference_is_detached_where_it_cannot_follow() -> None:
     """After a write through a mere reference, and after a failure that left a call half done; the verdict says so."""
     wild = workload(mmap(10, 1), op("gup_fast", 10, FOLL_WRITE, 1), op("pin_write", 1, 0), op("read", 10))
     assert "mere reference" in judge(planted.LowPlaces, wild).notes[0]
-    notes = set()
+    notes: set[str] = set()
     for nth in range(1, 10):
         work = workload(
             mmap(10, 4), op("write", 11, 0), op("mremap", 11, 1, 1, MOVE, 50, fail_nth=nth), op("read", 11)
@@ -144,13 +144,17 @@ def test_layouts_that_differ_by_design_excuse_results() -> None:
 
 
 def test_one_finding_for_each_object() -> None:
-    """The first oracle to speak about an object wins, and a signature is told once."""
+    """The first oracle to speak about an object in a step wins, complaints give way, a signature is told once."""
     a = Finding("undo", "x", "undo/x", "", 1, None, (("folio", 3),))
     b = Finding("rmap", "y", "rmap/y", "", 1, None, (("folio", 3), ("page", 9)))
     c = Finding("tlb", "z", "tlb/z", "", 1, None, (("page", 9),))
     d = Finding("rmap", "y", "rmap/y", "again", 1, None, (("folio", 4),))
     e = Finding("rmap", "y", "rmap/y", "again", 1, 2, (("folio", 5),))
-    assert distinct([a, b, c, d, e]) == [a, d]
+    later = Finding("tlb", "z", "tlb/z", "", 2, None, (("page", 9),))
+    complaint = Finding("kernel", "w", "kernel/w", "", 1, None, (("folio", 3),), False)
+    earlier = Finding("kernel", "v", "kernel/v", "", 0, None, (("folio", 3),), False)
+    assert distinct([earlier, complaint, a, b, c, d, e, later]) == [earlier, a, d, later]
+    assert distinct([complaint, e]) == [complaint, e]
     assert str(e) == "rmap/y at step 1 op 2: again"
     assert str(a) == "undo/x at step 1: "
 

@@ -36,10 +36,18 @@ MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 RELOCATE = MOVE | MREMAP_RELOCATE_ANON
 PIN = FOLL_PIN | FOLL_WRITE
 
+_DESIGNS: dict[str, type[Design]] = {}
+
 
 @cache
+def _image(name: str) -> KernelImage:
+    return KernelImage(_DESIGNS[name])
+
+
 def image(design: type[Design]) -> KernelImage:
-    return KernelImage(design)
+    """An image keeps nothing of the runs, so all tests share one for each design."""
+    _DESIGNS[design.name] = design
+    return _image(design.name)
 
 
 def op(kind: str, *args: int, proc: int = 0, fail_nth: int = 0) -> Op:
