@@ -307,8 +307,8 @@ class MmStruct:
         "mmap_lock",
         "pgd",
         "pgtables_bytes",
-        "start_brk",
         "stack_vm",
+        "start_brk",
         "total_vm",
         "write_protect_seq",
     )

@@ -62,6 +62,11 @@ class AccountingOracle:
         self._kept: dict[int, tuple[int, ...]] = {}  # process label to how far its counters are off
         self._drift = 0  # committed minus the sum, as far as it has been reported
 
+    @property
+    def expected(self) -> int:
+        """What ``committed`` is, unless the layout changed or something went wrong that has not been reported."""
+        return self._sum + self._drift
+
     def check(self, step: int, ops: tuple[Op, ...], outcomes: list[Outcome]) -> list[Finding]:
         """Judge the processes whose layout the last step changed, and the machine's sum."""
         observer = self._observer

@@ -161,7 +161,8 @@ class _Run:
         self.observer.observe(step.ops)
         found = self._state(step, index, outcomes)
         if not found:
-            self.findings.extend(self.accounting.check(index, step.ops, outcomes))
+            if self.observer.spans or machine.committed != self.accounting.expected:
+                self.findings.extend(self.accounting.check(index, step.ops, outcomes))
             found = self._meaning(step, index, outcomes)
         if not found and self.thorough:
             return self._everything(index)
@@ -186,8 +187,12 @@ class _Run:
         injected = False
         for outcome in outcomes:
             injected = injected or outcome.injected
+        observer = self.observer
+        found = self.undo.check(step, index, injected) if self.relocates else []
+        if not (observer.leaves or observer.changed or observer.gone or observer.ranges or observer.stray):
+            return found or self.lifetime.check(index, step.ops)  # pins and caches at most
         return (
-            (self.undo.check(step, index, injected) if self.relocates else [])
+            found
             or self.rmap.check(index, injected)
             or self.tlb.check(index)
             or self.lifetime.check(index, step.ops)

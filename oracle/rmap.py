@@ -89,7 +89,8 @@ class RmapOracle:
                 claims[folio.pfn] = (mapping, folio.index)
             else:
                 found.append(self._broken(leaf, vma, folio, page, pgoff, state, step, injected))
-        self._pinned = {pin.folio.pfn for pin in machine.pins.values()}
+        if machine.pins or self._pinned:
+            self._pinned = {pin.folio.pfn for pin in machine.pins.values() if pin.flags & FOLL_PIN}
         return found
 
     def _broken(

@@ -326,7 +326,8 @@ def vma_merge_existing_range(vmg: VmaMergeStruct) -> VmAreaStruct | None:
     removed = [middle] if remove_middle else []
     sticky = vmg.vm_flags
     if merge_left and merge_right:
-        assert prev is not None and following is not None
+        assert prev is not None
+        assert following is not None
         vmg.target = prev
         sticky |= prev.vm_flags | following.vm_flags
         changes: list[Change] = [(prev, prev.vm_start, following.vm_end, prev.vm_pgoff)]

@@ -1,7 +1,8 @@
 /*
  * Random memory calls and accesses in an arena far from everything else, in a tree of processes.
  * Accesses that fail are caught. The same seed does the same.
- * Usage: stress SEED CALLS
+ * With a third argument everything is bigger, and asks for huge pages.
+ * Usage: stress SEED CALLS [huge]
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -15,13 +16,14 @@
 #define PAGE 4096UL
 #define ARENA ((char *)0x200000000000UL)
 #define ARENA_PAGES 40
+#define HUGE_PAGES 512UL
 #define DEPTH_MAX 2
 #define REMEMBERED 64
 #define SIGNALS_MAX 2000
 
 static unsigned long long state;
 static sigjmp_buf back;
-static int signals, depth, files[3], remembered;
+static int signals, depth, files[3], remembered, huge;
 static char *places[REMEMBERED];
 static char signal_stack[65536] __attribute__((aligned(4096)));
 
@@ -39,7 +41,20 @@ static void caught(int number)
 	siglongjmp(back, 1);
 }
 
-static char *in_arena(void) { return ARENA + PAGE * below(ARENA_PAGES); }
+/* A page of the arena; with huge pages often one where a huge page could begin. */
+static char *in_arena(void)
+{
+	if (!huge)
+		return ARENA + PAGE * below(ARENA_PAGES);
+	return ARENA + PAGE * (HUGE_PAGES * below(6) + (below(2) ? 0 : below(HUGE_PAGES)));
+}
+
+static unsigned long few_pages(unsigned limit)
+{
+	unsigned pages = below(limit);
+
+	return PAGE * (huge ? below(3) ? pages * 256UL : pages + below(1000) : pages);
+}
 
 static char *anywhere(void)
 {
@@ -64,7 +79,7 @@ static unsigned long some_length(void)
 	case 2: return 513 * PAGE;
 	case 3: return 1024 * PAGE;
 	case 4: return below(3000);
-	default: return PAGE * (1 + below(8));
+	default: return PAGE + few_pages(8);
 	}
 }
 
@@ -98,8 +113,8 @@ static void do_map(void)
 static void do_remap(void)
 {
 	int flags = below(10) ? (below(2) ? 1 : 3) | (below(3) ? 0 : 4) : below(10);
-	unsigned long old = below(30) ? PAGE * (1 + below(6)) : 0;
-	unsigned long new = below(15) ? (below(2) ? old : PAGE * (1 + below(8))) : 512 * PAGE * (1 + below(2));
+	unsigned long old = below(30) ? PAGE + few_pages(6) : 0;
+	unsigned long new = below(15) ? (below(2) ? old : PAGE + few_pages(8)) : 512 * PAGE * (1 + below(2));
 	char *from = in_arena(), *to = in_arena();
 
 	if (remembered && below(5) == 0) {
@@ -114,15 +129,17 @@ static void do_advise(void)
 	static const int advice[] = {0, 1, 2, 3, 4, 4, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,
 				     102, 103, 102, 103, 999};
 
-	madvise(in_arena(), PAGE * below(8), advice[below(sizeof(advice) / sizeof(*advice))]);
+	madvise(in_arena(), few_pages(8), advice[below(sizeof(advice) / sizeof(*advice))]);
+	if (huge && below(2))
+		madvise(in_arena(), few_pages(12), MADV_HUGEPAGE);
 }
 
 static void do_lock(void)
 {
 	switch (below(4)) {
-	case 0: mlock(in_arena() + below(2) * 100, PAGE * below(6)); break;
-	case 1: munlock(in_arena(), PAGE * below(6)); break;
-	case 2: syscall(SYS_mlock2, in_arena(), PAGE * below(6), below(3)); break;
+	case 0: mlock(in_arena() + below(2) * 100, few_pages(6)); break;
+	case 1: munlock(in_arena(), few_pages(6)); break;
+	case 2: syscall(SYS_mlock2, in_arena(), few_pages(6), below(3)); break;
 	default:
 		if (below(10) == 0)
 			mlockall(1 + below(7));
@@ -187,7 +204,7 @@ static void run(int calls)
 		case 0 ... 4: do_map(); break;
 		case 5 ... 6: munmap(in_arena(), some_length()); break;
 		case 7 ... 10: do_remap(); break;
-		case 11 ... 13: mprotect(in_arena(), PAGE * below(8), some_prot()); break;
+		case 11 ... 13: mprotect(in_arena(), few_pages(8), some_prot()); break;
 		case 14 ... 16: do_advise(); break;
 		case 17 ... 18: do_lock(); break;
 		case 19: do_brk(); break;
@@ -203,6 +220,7 @@ int main(int argc, char **argv)
 	stack_t stack = {.ss_sp = signal_stack, .ss_size = sizeof(signal_stack)};
 	static const long sizes[] = {2000, 5, 2000};
 
+	huge = argc > 3;
 	state = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
 	sigaltstack(&stack, NULL);
 	sigaction(SIGSEGV, &action, NULL);

@@ -323,7 +323,7 @@ def test_guards_of_kernels_without_the_flag() -> None:
 
 
 def test_guard_flag_of_newer_kernels() -> None:
-    """Late 6.18 kernels and all since 6.19: the whole VMA gets a flag that does not stop merges and is never taken back."""
+    """Late 6.18 kernels and all since 6.19: the whole VMA gets a flag that stops no merge and is never taken back."""
     world = World(profile=profile_with(vm_ignore_merge=VM_MAYBE_GUARD))
     world.mmap(0, 4)
     assert world.do("madvise", 1, 1, MADV_GUARD_INSTALL) == 0
