@@ -1,4 +1,4 @@
-"""``vmafuzz record`` and ``vmafuzz import``."""
+"""``vmafuzz record``, ``vmafuzz import`` and ``vmafuzz cut``."""
 
 from __future__ import annotations
 
@@ -43,4 +43,23 @@ def import_command(
     skipped = sum(recording.header.skipped.values())
     if skipped or recording.header.lost:
         print(f"lines that are no event: {skipped}, events that the source lost: {recording.header.lost}")
+    return CLEAN
+
+
+@app.command()
+def cut(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A recording, or the text that one can be made from.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to write workloads to.")],
+) -> int:
+    """Cut a recording into workloads of useful size; a campaign begins with them by --corpus DIR."""
+    from fuzz import files
+    from fuzz.record.importer import import_file
+    from fuzz.record.seeds import seeds
+    from fuzz.workload import wire
+
+    workloads = seeds(import_file(path))
+    files.make_folder(output)
+    for number, workload in enumerate(workloads):
+        files.write_atomic(output / f"{path.name.split('.')[0]}-{number:03}.msgpack", wire.encode(workload), sync=False)
+    print(f"{output}: {len(workloads)} workloads")
     return CLEAN

@@ -132,12 +132,22 @@ class MemoryCalls:
             return "mmap MAP_DROPPABLE"
         if call.result in _FILE_ERRORS:
             return "mmap of a file that cannot be mapped"
+        self._learn_base(thread, call)
         file = self._file(thread, call, mapping)
         if file is not None and flags & MAP_ANONYMOUS:
             flags &= ~MAP_ANONYMOUS
             offset = 0  # of the file that was made for it
         result: int = self.image.mmap.sys_mmap(mm, addr, length, prot & _U32, flags, file, offset)
         return result
+
+    def _learn_base(self, thread: Thread, call: Call) -> None:
+        """What exec mapped is not known: the first address that the kernel chooses shows where that ends."""
+        space = thread.space
+        assert space is not None
+        fixed = call.arg(3) & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+        if not space.placed and not fixed and not call.arg(0) and call.result is not None and call.result > 0:
+            space.mm.mmap_base = call.result + page_align(call.arg(1))
+            space.placed = True
 
     def _munmap(self, mm: MmStruct, thread: Thread, call: Call, mapping: Mapping | None) -> Result:
         result: int = self.image.munmap.sys_munmap(mm, call.arg(0), call.arg(1))

@@ -361,7 +361,9 @@ class Replay:
                 space = None
             else:
                 self.machine.procs[fork.child_pid] = child_mm
+                placed = space.placed
                 space = Space(child_mm, whole=space.whole)
+                space.placed = placed
         fds = parent.fds if flags & CLONE_FILES else parent.fds.copy()
         child = self.threads[fork.child_tid] = Thread(fork.child_pid, fork.child_tid, space, fds)
         if space is not None and space is not parent.space:

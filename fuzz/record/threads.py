@@ -32,11 +32,12 @@ def told(vma: VmAreaStruct) -> Told:
 class Space:
     """One address space. ``whole`` says that all its mappings are known from the beginning."""
 
-    __slots__ = ("in_flight", "mm", "whole")
+    __slots__ = ("in_flight", "mm", "placed", "whole")
 
     def __init__(self, mm: MmStruct, *, whole: bool) -> None:
         self.mm = mm
         self.whole = whole
+        self.placed = whole  # where the mmap area begins is known
         self.in_flight: dict[int, Thread] = {}  # tid to a thread in a memory call that the machine has not run
 
 
