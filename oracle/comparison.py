@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.geometry import PAGE_SHIFT
+from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_SHARED
 from oracle.contents import pack
@@ -73,6 +73,8 @@ class VisibleOracle:
             if pages is None:
                 pages = table[mm.label] = {}
             number = (address >> PAGE_SHIFT) - first
+            if entry_table.level > LEVEL_PMD and not entry:
+                continue  # an empty table went: its pages were stored one by one before
             if entry_table.level:
                 span = range(number, number + (1 << shifts[entry_table.level] - PAGE_SHIFT))
                 pages.update(dict.fromkeys(span, UNKNOWN))

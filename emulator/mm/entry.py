@@ -5,6 +5,7 @@ Not a file of the kernel's mm/, but part of the image. Ops carry arena pages; ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
@@ -23,7 +24,7 @@ from emulator.mm import (
     swap_state,
     vmscan,
 )
-from emulator.mm_types import MmStruct
+from emulator.mm_types import MmStruct, Pin
 from emulator.uapi import EBUSY, EINVAL, ESRCH, MAP_ANONYMOUS
 from emulator.workload import FOLL_WRITE, Op, token
 
@@ -119,12 +120,13 @@ def do_exit(mm: MmStruct, args: tuple[int, ...]) -> int:
     return fork.sys_exit(mm)
 
 
-def do_gup_fast(mm: MmStruct, args: tuple[int, ...]) -> int:
+def take_page(mm: MmStruct, args: tuple[int, ...], take: Callable[[MmStruct, int, int], Pin | int]) -> int:
+    """GUP by ``take``; the pin is kept under its label. -EBUSY: the label is in use."""
     addr, flags, label = args
     m = mm.machine
     if label in m.pins:
         return -EBUSY
-    got = gup.gup_fast(mm, address(mm, addr), flags)
+    got = take(mm, address(mm, addr), flags)
     if isinstance(got, int):
         return got
     if label in m.pins:  # taken meanwhile, by another op of the same collision
@@ -132,21 +134,14 @@ def do_gup_fast(mm: MmStruct, args: tuple[int, ...]) -> int:
         return -EBUSY
     m.pins[label] = got
     return 0
+
+
+def do_gup_fast(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return take_page(mm, args, gup.gup_fast)
 
 
 def do_gup_slow(mm: MmStruct, args: tuple[int, ...]) -> int:
-    addr, flags, label = args
-    m = mm.machine
-    if label in m.pins:
-        return -EBUSY
-    got = gup.gup_slow(mm, address(mm, addr), flags)
-    if isinstance(got, int):
-        return got
-    if label in m.pins:  # taken meanwhile, by another op of the same collision
-        gup.unpin(m, got)
-        return -EBUSY
-    m.pins[label] = got
-    return 0
+    return take_page(mm, args, gup.gup_slow)
 
 
 def do_unpin(mm: MmStruct, args: tuple[int, ...]) -> int:

@@ -55,6 +55,9 @@ def minimize_bucket(store: Store, slug: str) -> None:
     small = minimize.minimize(raw, shows, failing_step=bucket.step) if shows(raw) else raw
     replayed = sum(shows(small) for _ in range(REPLAYS))
     bucket.replays = f"{replayed}/{REPLAYS}"
+    if target.reference != target.design:
+        verdict = target._replace(design=target.reference).judge().run(small)
+        bucket.on_reference = any(found.signature == bucket.signature for found in verdict.findings)
     bucket.steps = len(small.steps)
     files.write_atomic(bucket.folder / "workload.msgpack", wire.encode(small))
     files.write_atomic(bucket.folder / "workload.txt", text.to_text(small).encode())

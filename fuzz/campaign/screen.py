@@ -139,11 +139,14 @@ def summary(status: Status) -> str:
         f"corpus {status.corpus:,}, features {status.features:,}, stability {status.stability:g} %, "
         f"{_count(len(status.findings))}.",
     ]
-    for number, found in enumerate(status.findings, 1):
+    # what is the design's own comes first
+    for number, found in enumerate(sorted(status.findings, key=lambda found: found.on_reference), 1):
         note = "" if found.minimized else ", not minimised yet"
         replays = f", replays {found.replays}" if found.replays else ""
         if not found.replays_always:
             replays += " — was the code changed meanwhile?"
+        if found.on_reference:
+            replays += f", also on {status.target.reference}"
         lines += [
             "",
             f"{number}. {found.signature}  ({found.steps} steps{note}, seen {found.count:,} times{replays})",

@@ -22,6 +22,7 @@ class FindingStatus:
     count: int  # how many inputs showed it
     minimized: bool
     replays: str  # "20/20" once the minimised workload was replayed
+    on_reference: bool  # the minimised workload shows it on the reference too
     workload: str
     replay: str  # the line to paste
 
@@ -103,6 +104,7 @@ def finding_status(bucket: Bucket, count: int, target: Target) -> FindingStatus:
         count=max(count, 1),
         minimized=bucket.minimized,
         replays=bucket.replays,
+        on_reference=bucket.on_reference,
         workload=shown(bucket.workload),
         replay=replay_line(bucket.workload, target),
     )

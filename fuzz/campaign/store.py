@@ -50,6 +50,7 @@ class Bucket:
     found_after: float  # seconds of the worker's life
     minimized: bool = False
     replays: str = ""  # "20/20"
+    on_reference: bool = False  # the reference shows it too: no fault of the design's
     folder: Path = field(default_factory=Path)  # not in the file
 
     @property

@@ -6,6 +6,7 @@ it is, perf tells when the file is mapped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from emulator.geometry import page_align
@@ -23,6 +24,9 @@ _OPENERS: Final = frozenset(
         "pidfd_open pidfd_getfd io_uring_setup fanotify_init bpf open_by_handle_at"
     ).split()
 )
+_LEARNT_HUGE: Final = "one that places for huge pages"
+_LEARNT_PLAIN: Final = "one that places anywhere"
+_PLACING_HUGE: Final = ("ext4", "xfs", "btrfs", "bcachefs", "ext2", "f2fs", _LEARNT_HUGE)
 _WRITERS: Final = frozenset("write pwrite64 writev pwritev pwritev2 fallocate sendfile copy_file_range".split())
 _F_DUPFD: Final = (0, 1030)  # F_DUPFD, F_DUPFD_CLOEXEC
 _O_ACCMODE: Final = 3
@@ -97,7 +101,7 @@ class Inodes:
 
     def __init__(self, machine: Machine, filesystems: dict[str, str]) -> None:
         self.machine = machine
-        self.filesystems = filesystems
+        self.filesystems = dict(filesystems)
         self.keys: dict[int, InodeKey] = {}  # label of an address space to its inode
         self._spaces: dict[InodeKey, AddressSpace] = {}
         self._opened = 0
@@ -129,6 +133,24 @@ class Inodes:
             file.readable, file.writable = opened.readable, opened.writable
         return file
 
+    def learn_placing(self, file: File, explains: Callable[[], bool]) -> None:
+        """The kernel chose another address for ``file`` than expected: does the other rule explain it?
+
+        Asked only where the kind of file system is not known. What is learnt holds for the whole device.
+        """
+        space = file.f_mapping
+        device = self.keys[space.label][0]
+        if device in self.filesystems or explains():
+            return
+        space.shmem = not space.shmem
+        if not explains():
+            space.shmem = not space.shmem
+        elif device:
+            self.filesystems[device] = _LEARNT_PLAIN if space.shmem else _LEARNT_HUGE
+            for key, other in self._spaces.items():
+                if key[0] == device:
+                    other.shmem = space.shmem
+
     def _new_space(self, *, huge: bool) -> AddressSpace:
         label = len(self.keys) + 1
         self.keys[label] = ("", 0, 0)
@@ -138,10 +160,10 @@ class Inodes:
     def _places_huge_pages(self, device: str) -> bool:
         """Does the file system choose addresses that huge pages fit (thp_get_unmapped_area)?
 
-        ext4, xfs, btrfs and others with large folios do; tmpfs does only when its huge pages are enabled. A device
-        of unknown kind with a major number is a disk.
+        Those with large folios do; tmpfs does only when its huge pages are enabled. A device of unknown kind with
+        a major number is a disk.
         """
         kind = self.filesystems.get(device)
         if kind is not None:
-            return kind in ("ext4", "xfs", "btrfs", "bcachefs", "ext2", "f2fs")
-        return not device.startswith("00:")
+            return kind in _PLACING_HUGE
+        return bool(device) and not device.startswith("00:")

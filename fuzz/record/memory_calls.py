@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from emulator.geometry import PAGE_MASK, page_align
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
 from emulator.mm_types import File, MmStruct
 from emulator.uapi import (
     MAP_ANONYMOUS,
@@ -92,15 +92,14 @@ class MemoryCalls:
 
     def predicted_address(self, thread: Thread, call: Call, mapping: Mapping | None) -> int | None:
         """Where an mmap without MAP_FIXED would go now; None for any other call."""
-        flags = call.arg(3)
-        if call.name != "mmap" or flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) or thread.space is None:
+        if call.name != "mmap" or call.arg(3) & (MAP_FIXED | MAP_FIXED_NOREPLACE) or thread.space is None:
             return None
-        file = self._file(thread, call, mapping)
-        length = page_align(call.arg(1))
-        pgoff = call.arg(5) >> 12
-        chosen: int = self.image.mmap.get_unmapped_area(
-            thread.space.mm, file, call.arg(0) & PAGE_MASK, length, pgoff, flags
-        )
+        return self._chosen(thread.space.mm, call, self._file(thread, call, mapping))
+
+    def _chosen(self, mm: MmStruct, call: Call, file: File | None) -> int:
+        addr, length = call.arg(0) & PAGE_MASK, page_align(call.arg(1))
+        pgoff = call.arg(5) >> PAGE_SHIFT
+        chosen: int = self.image.mmap.get_unmapped_area(mm, file, addr, length, pgoff, call.arg(3))
         return chosen
 
     def _file(self, thread: Thread, call: Call, mapping: Mapping | None) -> File | None:
@@ -134,6 +133,9 @@ class MemoryCalls:
             return "mmap of a file that cannot be mapped"
         self._learn_base(thread, call)
         file = self._file(thread, call, mapping)
+        fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+        if file is not None and not fixed and call.result is not None and call.result > 0:
+            self.inodes.learn_placing(file, lambda: self._chosen(mm, call, file) == call.result)
         if file is not None and flags & MAP_ANONYMOUS:
             flags &= ~MAP_ANONYMOUS
             offset = 0  # of the file that was made for it

@@ -119,7 +119,9 @@ def test_a_planted_bug_is_found_minimised_and_replays(tmp_path: Path, planted: s
     assert sorted(path.name for path in bucket.iterdir()) == [
         "finding.json", "raw.msgpack", "workload.msgpack", "workload.txt",
     ]  # fmt: skip
-    assert json.loads((bucket / "finding.json").read_text())["replays"] == "20/20"
+    kept = json.loads((bucket / "finding.json").read_text())
+    assert kept["replays"] == "20/20"
+    assert kept["on_reference"] is False
     assert not processes_about(out)
 
 

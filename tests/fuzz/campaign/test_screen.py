@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -22,6 +23,7 @@ def a_status() -> Status:
         count=1234,
         minimized=True,
         replays="20/20",
+        on_reference=False,
         workload="out/x/workload.msgpack",
         replay="vmafuzz replay out/x/workload.msgpack --design relocate-anon",
     )
@@ -102,3 +104,16 @@ def test_the_summary_ends_each_finding_with_its_replay_line() -> None:
     assert "replays 0/20 — was the code changed meanwhile?" in summary(status)
     status.findings.clear()
     assert "no finding." in summary(status)
+
+
+def test_what_the_reference_shows_too_comes_last() -> None:
+    """A user looks for what the design broke; what mainline does as well is said to be so."""
+    status = a_status()
+    own = status.findings[0]
+    status.findings = [dataclasses.replace(own, signature="accounting/x", on_reference=True), own]
+    lines = summary(status).splitlines()
+    first, second = (line for line in lines if line[:1].isdigit())
+    assert first.startswith("1. undo/")
+    assert second.startswith("2. accounting/x")
+    assert "also on mainline" in second
+    assert "also on" not in first
