@@ -12,7 +12,6 @@ large folios; the rest of the series lifts that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 from emulator.designs.base import Design
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT, PAGE_SIZE
@@ -289,7 +288,7 @@ class RelocateAnon(Design):
     summary = "MREMAP_RELOCATE_ANON, patch 01/11 of June 2025 as posted: relocate folios, undo on failure"
     source = "22a80f22ba2082b28ee0b0a925eb3dbb37c2a786.1749473726.git.lorenzo.stoakes@oracle.com"
     mremap_flags = MREMAP_RELOCATE_ANON
-    replaces: ClassVar = {
+    replaces = {
         "mremap.check_mremap_params": check_mremap_params,
         "mremap.copy_vma_and_data": copy_vma_and_data,
         "mremap_tables.take_rmap_locks": take_rmap_locks,
