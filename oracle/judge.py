@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import marshal
 import re
+import traceback
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pte import PRESENT
+from emulator.image import MM_FOLDER
 from emulator.machine import Machine
 from emulator.mm_types import Folio
 from emulator.workload import Step, token
 from oracle.accounting import AccountingOracle
 from oracle.collision import CollisionOracle
 from oracle.comparison import VisibleOracle
-from oracle.differential import DifferentialOracle, Fate
+from oracle.differential import DifferentialOracle, Fate, for_reference
 from oracle.finding import Finding, Subject, distinct, finding
 from oracle.leaves import leaves_between
 from oracle.lifetime import LifetimeOracle
@@ -81,13 +84,37 @@ class Judge:
         self._profile = profile
 
     def run(self, workload: Workload) -> Verdict:
-        """Run the workload from a fresh machine. An exception other than KernelBug is a mistake of ours."""
+        """Run the workload from a fresh machine.
+
+        An exception other than KernelBug is a mistake of ours and goes through, unless it comes out of the kernel
+        code and the reference, in the same steps, gets by without it: then the design has broken the kernel.
+        """
         machine = Machine(self._image, workload.geometry, self._profile)
         reference = None
         if self._reference_image is not None:
             reference = Machine(self._reference_image, workload.geometry, self._profile)
         run = _Run(machine, reference, self._thorough)
-        return run.whole(workload)
+        try:
+            return run.whole(workload)
+        except Exception as error:
+            place = oops_place(error)
+            if not place or not self._reference_survives(workload, len(run.outcomes)):
+                raise
+            return run.oops(error, place)
+
+    def _reference_survives(self, workload: Workload, last: int) -> bool:
+        """Do the steps up to number ``last`` run on the reference?"""
+        if self._reference_image is None:
+            return False
+        machine = Machine(self._reference_image, workload.geometry, self._profile)
+        known = machine.image.design.mremap_flags
+        try:
+            for step in workload.steps[: last + 1]:
+                ops = [op._replace(args=for_reference(op, known).args) for op in step.ops]
+                machine.run_step(Step(tuple(ops), step.schedule))
+        except Exception:
+            return False
+        return True
 
 
 class _Run:
@@ -128,6 +155,17 @@ class _Run:
                 break
         if not ended and not self.thorough:
             self._everything(max(0, steps_run - 1))
+        return self._verdict(steps_run)
+
+    def oops(self, error: Exception, place: str) -> Verdict:
+        """The kernel code raised ``error`` in the step after the last outcome."""
+        index = len(self.outcomes)
+        name = type(error).__name__
+        detail = f"the kernel code cannot go on: {name} in {place} ({error})"
+        self.findings.append(finding("kernel", "oops", detail, index, cause=f"{name} in {place}"))
+        return self._verdict(index + 1)
+
+    def _verdict(self, steps_run: int) -> Verdict:
         detached = self.differential.detached if self.differential is not None else ""
         return Verdict(
             tuple(distinct(self.findings)),
@@ -316,6 +354,16 @@ class _Run:
 
 
 # ---- findings of the kernel itself
+
+
+def oops_place(error: BaseException) -> str:
+    """The function of ``emulator/mm`` out of which the error came (``rmap.rmap_walk``); empty: not out of there."""
+    frame = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        pass
+    if frame is None or Path(frame.f_code.co_filename).parent != MM_FOLDER:
+        return ""
+    return f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
 
 
 def _kernel_bug(bug: KernelBug, index: int) -> Finding:

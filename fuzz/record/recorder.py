@@ -51,13 +51,8 @@ def record_command(argv: Sequence[str], output: str | os.PathLike[str], buffer: 
     with tempfile.TemporaryDirectory(prefix="vmafuzz-record-") as folder:
         tracer = Tracer([program, *argv[1:]])
         running = _run(perf, tracer, Path(folder), buffer)
-        recording = _read(perf, Path(folder), tracer, argv)
+        recording = _read(perf, Path(folder), tracer, argv, buffer)
         recording.header.running = running
-    if recording.header.lost:
-        raise UsageError(
-            f"perf lost {recording.header.lost} events, so the recording would have holes; "
-            f"record again with a larger buffer than {buffer} for each CPU"
-        )
     storage.save(recording, output)
     return recording
 
@@ -175,7 +170,7 @@ def _explain(log: str) -> str:
     return f"perf record failed: {lines[0] if lines else 'it says nothing about why'}"
 
 
-def _read(perf: str, folder: Path, tracer: Tracer, argv: Sequence[str]) -> Recording:
+def _read(perf: str, folder: Path, tracer: Tracer, argv: Sequence[str], buffer: str) -> Recording:
     header = Header(tuple(argv), "perf", platform.release(), tracer.status)
     header.settings = _settings()
     printer = subprocess.Popen(
@@ -192,6 +187,11 @@ def _read(perf: str, folder: Path, tracer: Tracer, argv: Sequence[str]) -> Recor
     if printer.wait() != 0 or not recording.events:
         log = (folder / "perf.log").read_text(errors="replace")
         raise UsageError(f"perf has recorded nothing: {log.strip()[-200:] or 'it says nothing about why'}")
+    if header.lost:
+        raise UsageError(
+            f"perf lost {header.lost} events, so the recording would have holes; "
+            f"record again with a larger buffer than {buffer} for each CPU"
+        )
     recording.layouts = tracer.layouts
     _cut(recording, tracer.root)
     kinds = _filesystems()

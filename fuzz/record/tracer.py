@@ -24,6 +24,9 @@ _SEIZE: Final = 0x4206
 _INTERRUPT: Final = 0x4207
 _LISTEN: Final = 0x4208
 
+_GETEVENTMSG: Final = 0x4201
+
+_EVENTS_OF_BIRTH: Final = (1, 2, 3)  # fork, vfork, clone
 _EVENT_EXEC: Final = 4
 _EVENT_EXIT: Final = 6
 _EVENT_STOP: Final = 128
@@ -165,6 +168,10 @@ class Tracer:
             self._look(tid, "exec", nth)
         elif event == _EVENT_EXIT:
             self._look(tid, "exit", 0)
+        elif event in _EVENTS_OF_BIRTH:
+            child = ctypes.c_ulong()
+            if _ptrace(_GETEVENTMSG, tid, ctypes.addressof(child)):
+                self._tasks.add(child.value)  # it is traced already, though it has not reported yet
         _ptrace(_CONT, tid, 0 if event else number)
 
     def _look(self, tid: int, when: str, nth: int) -> None:

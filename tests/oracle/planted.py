@@ -51,6 +51,14 @@ def forget_anon_vma(*args: object) -> int:
     return 0
 
 
+def nonsense_anon_vma(vmg: Any, dst: VmAreaStruct, src: VmAreaStruct) -> int:
+    """A merge takes over something that is no anon_vma; other code of the kernel stumbles over it."""
+    if src.anon_vma is not None and dst.anon_vma is None:
+        vars_of: Any = dst
+        vars_of.anon_vma = "nonsense"
+    return 0
+
+
 def leave_migration_entries(*args: object, **kwargs: object) -> None:
     """The entries of the migrated folio are never turned back."""
 
@@ -240,3 +248,10 @@ class Stops(Design):
 class OurOwnMistake(Design):
     name = "our-own-mistake"
     replaces: ClassVar = {"madvise.do_madvise": our_own_mistake}
+
+
+class Oopses(Design):
+    """The design's own code does not fail; mainline's does, for what it left behind."""
+
+    name = "oopses"
+    replaces: ClassVar = {"vma.dup_anon_vma": nonsense_anon_vma}

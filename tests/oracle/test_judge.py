@@ -383,3 +383,20 @@ def test_geometries() -> None:
     for geometry in ("small4", "small8", "x86-64"):
         work = Workload(geometry, workload(mmap(10, 9), op("write", 12, 0), op("fork", 1), op("exit")).steps)
         assert signatures(judge(Mainline, work, thorough=True)) == []
+
+
+def test_oops_of_a_design() -> None:
+    """An exception out of kernel code that mainline does not meet is the design's doing: a finding."""
+    work = workload(mmap(0, 2), mmap(3, 2), op("write", 3, 0), mmap(2, 1), op("munmap", 0, 8))
+    verdict = judge(planted.Oopses, work)
+    assert len(signatures(verdict)) == 1
+    assert signatures(verdict)[0].startswith("kernel/oops:AttributeError in ")
+    with pytest.raises(AttributeError):
+        judge(planted.Oopses, work, reference=False)
+
+
+def test_exceptions_that_mainline_meets_too_are_ours() -> None:
+    """Then it is not the design that is wrong, but the machine or the workload."""
+    broken = Workload("small8", (Step((Op("no such op", 0, ()),)),))
+    with pytest.raises(KeyError):
+        judge(planted.Oopses, broken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -86,22 +86,22 @@ def crashes(mm: Any, start: int, length: int) -> int:
 
 class NeverMerges(Design):
     name = "never-merges"
-    replaces = {"vma.vma_merge_new_range": never_merges}
+    replaces: ClassVar = {"vma.vma_merge_new_range": never_merges}
 
 
 class WrongGuardGap(Design):
     name = "wrong-guard-gap"
-    replaces = {"mmap.vm_start_gap": wrong_guard_gap}
+    replaces: ClassVar = {"mmap.vm_start_gap": wrong_guard_gap}
 
 
 class KeepsSource(Design):
     name = "keeps-source"
-    replaces = {"mremap.unmap_source_vma": keeps_source}
+    replaces: ClassVar = {"mremap.unmap_source_vma": keeps_source}
 
 
 class Crashes(Design):
     name = "crashes"
-    replaces = {"munmap.sys_munmap": crashes}
+    replaces: ClassVar = {"munmap.sys_munmap": crashes}
 
 
 @pytest.mark.parametrize(
