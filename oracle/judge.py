@@ -358,12 +358,9 @@ class _Run:
 
 def oops_place(error: BaseException) -> str:
     """The function of ``emulator/mm`` out of which the error came (``rmap.rmap_walk``); empty: not out of there."""
-    frame = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        pass
-    if frame is None or Path(frame.f_code.co_filename).parent != MM_FOLDER:
-        return ""
-    return f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
+    frames = traceback.extract_tb(error.__traceback__)
+    file = Path(frames[-1].filename) if frames else Path()
+    return f"{file.stem}.{frames[-1].name}" if file.parent == MM_FOLDER else ""
 
 
 def _kernel_bug(bug: KernelBug, index: int) -> Finding:

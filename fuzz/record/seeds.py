@@ -300,10 +300,16 @@ def _op(seen: _Seen, places: Compression, files: _Files, number: int) -> Op | No
 
 
 def _mremap(seen: _Seen, places: Compression, page: int, length: int) -> Op:
-    """A move becomes one to a fixed address; sizes that were equal stay equal."""
+    """A move becomes one to a fixed address; what grew or shrank or did neither goes on doing so."""
     (start, end), (new_start, new_end) = seen.ranges
     new_page = places.page(new_start)
-    new_length = length if end - start == new_end - new_start else max(1, places.page(new_end) - new_page)
+    new_length = places.page(new_end) - new_page
+    if new_end - new_start > end - start:
+        new_length = max(new_length, length + 1)
+    elif new_end - new_start < end - start:
+        new_length = max(1, min(new_length, length - 1))
+    else:
+        new_length = length
     flags = seen.numbers[0] & 0xFF
     if new_start != start:
         flags |= MREMAP_MAYMOVE | MREMAP_FIXED
