@@ -44,9 +44,15 @@ def recount(mm: MmStruct) -> tuple[int, int, int, int, int, int]:
     return total, executable, stack, data, locked, accountable
 
 
-def _suspect(ops: tuple[Op, ...]) -> str:
-    """The kind of operation that most likely did it, for the signature: one flaw, whatever ran beside it."""
+def _suspect(ops: tuple[Op, ...], outcomes: list[Outcome]) -> str:
+    """The kind of operation that most likely did it, for the signature: one flaw, whatever ran beside it.
+
+    mremap before all others, then one in which a failure was injected.
+    """
     kinds = {op.kind for op in ops}
+    failed = {op.kind for op, outcome in zip(ops, outcomes, strict=False) if outcome.injected}
+    if failed and "mremap" not in kinds:
+        kinds = failed
     return next((kind for kind in _SUSPECTS if kind in kinds), "other")
 
 
@@ -89,7 +95,7 @@ class AccountingOracle:
             )
             way = "too many" if drift > self._drift else "too few"
             injected = ", failure injected" if any(o.injected for o in outcomes) else ""
-            cause = f"{way}, {_suspect(ops)}{injected}"
+            cause = f"{way}, {_suspect(ops, outcomes)}{injected}"
             found.append(finding("accounting", "committed", detail, step, cause=cause, ends_run=False))
             self._drift = drift
         return found

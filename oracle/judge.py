@@ -377,7 +377,9 @@ def _kernel_bug(bug: KernelBug, index: int) -> Finding:
 def _cause(rule: str, detail: str, subject: object) -> str:
     """A short cause for the signature: which locks a deadlock is about, else the kind of object concerned."""
     if rule == "deadlock":
-        return ", ".join(sorted(set(re.findall(r"waits for (?:ever for )?([^,]+)", detail))))
+        locks = set(re.findall(r"waits for (?:ever for )?([^,]+)", detail))
+        # who waits for mmap_lock beside two others only stands behind them
+        return ", ".join(sorted(locks - {"mmap_lock"} if len(locks) > 2 else locks))
     if rule == "sleep-in-atomic":
         return ", ".join(re.findall(r"\(([^)]*)\)", detail))
     return type(subject).__name__ if subject is not None else ""

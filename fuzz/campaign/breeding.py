@@ -17,7 +17,7 @@ from fuzz.workload.schedules import Schedules
 
 SIZE_MAX: Final = 4096  # bytes of an input; 64 steps take about 1,500
 _KNOWN_MAX: Final = 4096
-_FRESH: Final = 0.03  # of the children are new workloads: a mutator alone gets caught among similar ones
+_FRESH: Final = 0.25  # of the children are new workloads: a mutator alone gets caught among similar ones
 
 
 class Breeder:

@@ -22,6 +22,8 @@ def record(
 
     recording = record_command(command, output)
     print(f"{output}: {len(recording.events)} events, {len(recording.processes())} processes")
+    if recording.header.running:
+        print(f"{recording.header.running} tasks still ran when the command had ended: their ends are not in it")
     status = recording.header.exit_status
     if status:
         print(f"the command ended with status {status}")

@@ -37,8 +37,9 @@ from emulator.workload import (
     Workload,
 )
 from fuzz.record.compress import Compression
+from fuzz.record.context import Observer
 from fuzz.record.events import Call, Fault, Recording
-from fuzz.record.replay import Observer, Replay
+from fuzz.record.replay import Replay
 from fuzz.record.threads import Space, Thread
 from fuzz.workload import wire
 from fuzz.workload.repair import repair

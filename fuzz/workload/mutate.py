@@ -24,6 +24,7 @@ from fuzz.workload.tweak import Tweaks
 
 STEPS_GROWN_MAX: Final = 20  # no insertion beyond: longer ones cost time and rarely find more
 FAIL_NTH_DRAWN: Final = 16
+_DESIGN: Final = 0.6
 _TRIES: Final = 6  # for a change that changes something
 _AGAIN: Final = (0.2, 0.2, 0.2, 0.5, 0.8)  # chance of one more change; which of them is drawn for each mutant
 _COLLISIONS_MAX: Final = 0.5  # of the steps
@@ -322,12 +323,20 @@ class Mutator:
         ]
         if not singles:
             return False
+        # what only the design under test does is where company is most wanted
+        designs = [n for n in singles if self._asks_design(self.steps[n].ops[0])]
+        if designs and self.rng.random() < _DESIGN:
+            singles = designs
         place = singles[min(_late(self.rng, len(singles)), len(singles) - 1)]
         sketch = self.sketch(place)
         if not sketch.labels.living:
             return False
         self.steps[place] = self.generator().collision(sketch, self.steps[place].ops[0])
         return True
+
+    def _asks_design(self, op: Op) -> bool:
+        """Whether the op uses a flag that only the design under test knows."""
+        return op.kind == "mremap" and op.args[3] & self.extra != 0
 
     # ---- single ops
 

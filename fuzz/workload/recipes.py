@@ -70,6 +70,13 @@ _TEXTS: Final[dict[str, str]] = {
         mprotect addr=H+j len=h-j prot=r
         mprotect addr=H+j len=h-j prot=rw
     """,
+    "small pages before a huge page, moved in one": """
+        mmap addr=H+h-j len=j+h prot=rw flags=private|fixed
+        madvise addr=H+h-j len=j+h advice=hugepage
+        write addr=H+h-j at=0
+        write addr=H+h at=0
+        mremap addr=H+h-j old_len=j+h new_len=j+h flags=maymove|fixed|x new_addr=D+h-j
+    """,
     "half small pages, half huge page, moved in one": """
         mmap addr=H len=h+h prot=rw flags=private|fixed
         write addr=H+j at=0

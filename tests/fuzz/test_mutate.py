@@ -111,8 +111,8 @@ def test_no_drift() -> None:
     """Mutants of mutants without selection neither grow to the limit, nor vanish, nor become all collisions."""
     rng = Random(4)
     mutator = Mutator(rng, mremap_flags_extra=8, points=SAMPLE_POINTS)
-    pool = [generated(seed) for seed in range(10)]
-    for _ in range(1500):
+    pool = [generated(seed) for seed in range(30)]
+    for _ in range(3000):
         pool[rng.randrange(len(pool))] = mutator.mutate(rng.choice(pool))
     sizes = sorted(len(workload.steps) for workload in pool)
     assert 6 < sizes[len(sizes) // 2] < 26
@@ -149,7 +149,7 @@ def test_extra_flags_only_if_asked() -> None:
     parent = Workload("small8", (Step((Op("mremap", 0, (1, 2, 2, 3, 30)),)),) * 3)
     rng = Random(6)
     seen = set()
-    for _ in range(1500):
+    for _ in range(3000):
         child = mutate(parent, rng, points=SAMPLE_POINTS)
         seen |= {op.args[3] for op in all_ops(child) if op.kind == "mremap"}
     assert seen == set(range(8))

@@ -173,3 +173,14 @@ def test_fault_without_progress() -> None:
     world.machine.tlbs[0].flush_mm(world.mm().asid)
     with pytest.raises(KernelBug, match="livelock"):
         world.do("read", 0)
+
+
+def test_a_fetch_brings_the_page_in_before_it_is_refused() -> None:
+    """x86 tells the kernel that the page is missing, not that it may not be executed; the next fetch is refused."""
+    world = World()
+    world.mmap(0, 1, PROT_READ)
+    assert world.do("exec", 0) == SIGSEGV
+    assert world.pte(0) & PRESENT
+    world.mmap(1, 1, PROT_NONE)
+    assert world.do("exec", 1) == SIGSEGV
+    assert not world.pte(1)

@@ -62,3 +62,14 @@ def test_guard_gap_of_a_stack() -> None:
     world.vma(last - 2).vm_flags |= VM_GROWSDOWN
     assert world.do("mmap", last - 4, 2, RW, MAP_PRIVATE, 0, 0) == last - 8
     assert world.do("mmap", last - 5, 1, RW, PRIVATE_FIXED, 0, 0) == last - 5
+
+
+def test_guard_gap_of_a_stack_behind_another() -> None:
+    """Two stacks, one above the other: the gap of the lower one counts, though the upper one's begins above it."""
+    world = World(profile=profile_with(stack_guard_gap=8))
+    last = world.machine.geometry.arena_pages
+    for page in (last - 2, last - 4):
+        world.mmap(page, 1)
+        world.vma(page).vm_flags |= VM_GROWSDOWN
+    assert world.do("mmap", last - 1, 1, RW, MAP_PRIVATE, 0, 0) == last - 1
+    assert world.do("mmap", last - 1, 2, RW, MAP_PRIVATE, 0, 0) == last - 14

@@ -9,6 +9,7 @@ from emulator.mm_types import (
     VM_ACCOUNT,
     VM_LOCKED,
     VM_MAYWRITE,
+    VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_SEALED,
     VM_SHARED,
@@ -31,6 +32,7 @@ from emulator.uapi import (
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
+    MAP_STACK,
     PROT_EXEC,
     PROT_NONE,
     PROT_READ,
@@ -309,3 +311,12 @@ def test_write_only_exec() -> None:
     world = World()
     world.mmap(0, 1, PROT_WRITE)
     assert world.mm().data_vm == 1
+
+
+def test_thread_stacks_do_not_merge_with_heaps() -> None:
+    """MAP_STACK asks for small pages, by a flag that neighbours do not share."""
+    world = World()
+    world.mmap(0, 2)
+    assert mmap(world, world.address(2), 2 * PAGE_SIZE, FIXED | MAP_STACK) == world.address(2)
+    assert world.layout() == [(0, 2), (2, 2)]
+    assert world.vma(2).vm_flags & VM_NOHUGEPAGE

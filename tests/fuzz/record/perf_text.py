@@ -5,7 +5,7 @@ from __future__ import annotations
 from fuzz.record import perf_script
 from fuzz.record.events import Recording
 
-MIB = 1 << 20
+ANON = 0x22  # MAP_PRIVATE | MAP_ANONYMOUS
 
 
 class Script:
@@ -58,6 +58,7 @@ class Script:
 
 STACK_TOP = 0x7FFD_0000_0000
 MMAP_BASE = 0x7F00_0000_0000
+FIRST = MMAP_BASE - 0x1000  # where the lowest mapping of ``started`` begins
 
 
 def started(pid: int = 100) -> Script:
@@ -67,3 +68,24 @@ def started(pid: int = 100) -> Script:
     script.mapping(MMAP_BASE - 0x1000, 0x1000, "r-xp", "/lib/ld.so", offset=0, inode=5, pid=pid)
     script.line(f"sched:sched_process_exec: filename=./prog pid={pid} old_pid={pid}", pid)
     return script.leave(59, 0, pid)
+
+
+def map_page(script: Script, address: int, pages: int = 1, **at: int) -> Script:
+    """An mmap of anonymous memory that the kernel placed at ``address``, with the mapping that perf tells."""
+    length = pages << 12
+    script.enter(9, 0, length, 3, ANON, -1, 0, **at).mapping(address, length, **at)  # type: ignore[arg-type]
+    return script.leave(9, address, **at)
+
+
+def forked(script: Script, flags: int = 0x1200011) -> Script:
+    """Process 100 forks process 200."""
+    script.enter(56, flags)
+    script.line("sched:sched_process_fork: comm=prog pid=100 child_comm=prog child_pid=200")
+    return script.leave(56, 200)
+
+
+def exits(script: Script, pid: int) -> Script:
+    """The process ends."""
+    return script.enter(231, 0, pid=pid).line(
+        f"sched:sched_process_exit: comm=prog pid={pid} prio=120 group_dead=true", pid
+    )

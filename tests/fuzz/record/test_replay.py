@@ -13,10 +13,9 @@ from emulator.image import KernelImage
 from fuzz.record.events import Layout, MapsLine, Recording
 from fuzz.record.replay import Replay, replay_recording
 from fuzz.record.report import ReplayReport
-from tests.fuzz.record.perf_text import MMAP_BASE, STACK_TOP, Script, started
+from tests.fuzz.record.perf_text import FIRST, MMAP_BASE, STACK_TOP, Script, exits, forked, map_page, started
 
 ANON = 0x22  # MAP_PRIVATE | MAP_ANONYMOUS
-FIRST = MMAP_BASE - 0x1000  # where the lowest mapping of ``started`` begins
 
 
 @cache
@@ -34,13 +33,6 @@ def told(report: ReplayReport) -> list[str]:
 
 
 # ---- one thing at a time
-
-
-def map_page(script: Script, address: int, pages: int = 1, **at: int) -> Script:
-    """An mmap of anonymous memory that the kernel placed at ``address``, with the mapping that perf tells."""
-    length = pages << 12
-    script.enter(9, 0, length, 3, ANON, -1, 0, **at).mapping(address, length, **at)  # type: ignore[arg-type]
-    return script.leave(9, address, **at)
 
 
 def test_the_highest_free_place_is_expected() -> None:
@@ -176,18 +168,6 @@ def test_a_call_under_way_may_explain_an_address() -> None:
     assert report.notes == {"calls that took effect before they returned": 1}
 
 
-def forked(script: Script, flags: int = 0x1200011) -> Script:
-    script.enter(56, flags)
-    script.line("sched:sched_process_fork: comm=prog pid=100 child_comm=prog child_pid=200")
-    return script.leave(56, 200)
-
-
-def exits(script: Script, pid: int) -> Script:
-    return script.enter(231, 0, pid=pid).line(
-        f"sched:sched_process_exit: comm=prog pid={pid} prio=120 group_dead=true", pid
-    )
-
-
 def with_layout(recording: Recording, pid: int, *lines: MapsLine) -> Recording:
     recording.layouts.append(Layout(pid, pid, "exit", 0, lines))
     return recording
@@ -306,5 +286,5 @@ def test_exec_without_its_mappings_is_said() -> None:
 def test_memory_that_is_not_given_back_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the last process has ended no anon_vma and no anonymous folio may be left."""
     run = Replay(exits(started(), 100).recording(), KernelImage(Mainline))
-    monkeypatch.setattr(run.image.fork, "sys_exit", lambda mm: 0)
+    monkeypatch.setattr(run.context.image.fork, "sys_exit", lambda mm: 0)
     assert any("after the last process" in line for line in told(run.run()))

@@ -16,11 +16,9 @@ from fuzz.workload import wire
 from fuzz.workload.repair import is_valid
 from fuzz.workload.text import to_text
 from oracle.judge import Judge
-from tests.fuzz.record.perf_text import MMAP_BASE, Script, started
-from tests.fuzz.record.test_replay import exits, forked, map_page
+from tests.fuzz.record.perf_text import FIRST, Script, exits, forked, map_page, started
 
 RECORDINGS = Path(__file__).parents[3] / "corpus" / "recordings"
-FIRST = MMAP_BASE - 0x1000
 KNOWN_OF_LINUX = {"accounting/committed:too many, mremap"}  # wrong accounts that Linux itself keeps
 
 
