@@ -192,7 +192,8 @@ class _Run:
         self.outcomes.append(tuple(outcomes))
         if machine.sched.warnings:
             self._take_warnings(index)
-        if len(step.ops) == 1 and step.ops[0].kind in _PLAIN_ACCESSES and not machine.store_log:
+        plain = len(step.ops) == 1 and step.ops[0].kind in _PLAIN_ACCESSES
+        if plain and not machine.store_log and not outcomes[0].ret and not outcomes[0].injected:
             found = self._cached_access(step.ops[0], index, outcomes[0])
             self.findings.extend(found)
             return bool(found) or (self.thorough and self._everything(index))
@@ -208,9 +209,10 @@ class _Run:
         return bool(found)
 
     def _cached_access(self, op: Op, index: int, outcome: Outcome) -> list[Finding]:
-        """An access that stored to no page table: nothing but the contents of its page can have changed."""
-        if outcome.injected and outcome.ret in FAILURES:
-            return []
+        """A successful access that stored to no page table: nothing but the contents of its page can have changed.
+
+        (One that fails may have made its VMA faulted before it did.)
+        """
         refusal = self.spec.apply(op, outcome, token(index, 0))
         if refusal is not None:
             return [_refused(refusal, index)]

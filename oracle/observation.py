@@ -217,7 +217,7 @@ class Observer:
         for op in ops:
             kind = op.kind
             if kind in ACCESSES:
-                if self.stored and op.proc not in whole:
+                if op.proc not in whole:
                     self._compare_one(op.proc, self.machine.geometry.arena_start + (op.args[0] << PAGE_SHIFT))
             elif kind not in _KEEPS_LAYOUT:
                 whole[op.proc] = None
