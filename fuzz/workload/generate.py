@@ -102,7 +102,7 @@ _COLLIDE: Final = {
 }
 _COLLIDE_OTHERS: Final = 0.12
 # A design that rewrites live pages in a move has most to fear from who takes pages without any lock.
-_GUP_BESIDE_DESIGN: Final = 0.25
+_GUP_BESIDE_DESIGN: Final = 0.4
 _FAIL: Final = 0.1  # of the system calls
 _FAIL_NTH: Final = 12
 _RECIPE: Final = 0.1  # of the steps, before counting what a recipe brings
@@ -254,7 +254,7 @@ class Generator:
         if op.kind == "mremap" and op.args[3] & self.extra and rng.random() < _GUP_BESIDE_DESIGN:
             args = self._args("gup_fast", sketch, op.proc, near)
             if args is not None:
-                return Op("gup_fast", op.proc, args)
+                return Op("gup_fast", op.proc, (args[0], args[1] | FOLL_PIN, args[2]))
         while True:
             kind = rng.choices(swarm.companions, cum_weights=swarm.companions_cumulated)[0]
             args = self._args(kind, sketch, proc, near)

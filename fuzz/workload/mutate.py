@@ -126,7 +126,7 @@ class Mutator:
             (40, self._together),
             (8, self._apart),
             (80, self._reschedule),
-            (40, self._company),
+            (90, self._company),
             (10, self._hand_over),
             (20, self._kin),
             (5, self._translate),
@@ -144,7 +144,8 @@ class Mutator:
             self._generator = None
             again = rng.choice(_AGAIN)
             while True:
-                move = rng.choices(self._moves, cum_weights=self._cumulated)[0]
+                # with nothing there yet, nothing can be changed
+                move = rng.choices(self._moves, cum_weights=self._cumulated)[0] if self.steps else self._insert
                 if move() and rng.random() >= again:
                     break
             result = repair(Workload(self.geometry, tuple(self.steps[:STEPS_MAX])))

@@ -40,7 +40,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate"))
 _LONG_FIRST: Final = 0.6
-_DESIGN: Final = 0.55  # of the stops of an mremap are at points that only a design has
+_DESIGN: Final = 0.7  # of the stops of an mremap are at points that only a design has
 
 
 class Schedules:
