@@ -162,6 +162,8 @@ class Store:
         """Every finding so far, sorted by signature; a folder that somebody damaged is left out."""
         found = []
         for path in sorted(self.findings.glob("*/finding.json")):
+            if path.parent.name.startswith(files.TEMPORARY):
+                continue  # a worker is still writing it, and will rename it
             bucket = self.bucket(path.parent)
             if bucket is not None:
                 found.append(bucket)

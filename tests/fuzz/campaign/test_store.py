@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from emulator.errors import UsageError
+from fuzz import files
 from fuzz.campaign.store import Store, Totals, slug
 from fuzz.target import Target
 from oracle.finding import finding
@@ -121,6 +122,14 @@ def test_a_damaged_finding_is_left_out(store: Store) -> None:
     add(store, "b")
     (store.findings / slug("rmap/stale:a") / "finding.json").write_text("{")
     assert [bucket.signature for bucket in store.buckets()] == ["rmap/stale:b"]
+
+
+def test_a_finding_that_is_being_written_is_not_seen(store: Store) -> None:
+    """Its folder is renamed a moment later: whoever had opened it would find nothing there."""
+    add(store, "a")
+    folder = next(store.findings.iterdir())
+    folder.rename(folder.with_name(f"{files.TEMPORARY}1-{folder.name}"))
+    assert store.buckets() == []
 
 
 def test_inputs_are_named_as_the_engine_names_them(store: Store) -> None:
