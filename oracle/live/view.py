@@ -1,0 +1,91 @@
+"""What can be seen of an address space from outside, in one form for the running kernel and for the machine.
+
+Both sides fill these values: ``machine_view`` from the machine's data, the live runner from ``/proc`` and BPF.
+Where they differ, one of the two is wrong. Names that each side chooses for itself (frames, anon_vmas) are
+numbered in the order in which a walk over the view meets them, so equal sharing gives equal numbers.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from emulator.workload import Outcome
+
+
+class Depth(IntEnum):
+    """How much is compared; each depth includes those before."""
+
+    MAPS = 1  # results, layout, contents that are read, counters
+    PAGES = 2  # what each page is, which frames are shared
+    RMAP = 3  # anon_vmas of VMAs, mapping and index of folios
+
+
+class VmaView(NamedTuple):
+    """One VMA. ``start`` and ``end`` are arena pages, ``end`` past the last."""
+
+    start: int
+    end: int
+    prot: int  # PROT_* bits
+    shared: bool  # VM_MAYSHARE: the ``s`` of /proc/PID/maps
+    file: int  # as in the mmap op: 0 anonymous, n file n-1
+    pgoff: int  # pages; 0 for anonymous memory, where /proc does not show it
+    flags: frozenset[str]  # two-letter names of /proc/PID/smaps VmFlags, those of rwx and sharing left out
+
+
+class PageView(NamedTuple):
+    """One page of which /proc/PID/pagemap tells more than that nothing is there."""
+
+    page: int  # arena page
+    state: str  # present, zero (the page of zeros), swap, guard
+    exclusive: bool
+    frame: int  # number of the frame by first appearance in the step's views, -1 where there is none
+    mapcount: int  # /proc/kpagecount; -1 where it cannot be known
+    flags: frozenset[str]  # of /proc/kpageflags, those that the machine models: anon, swapbacked, ksm, thp, …
+
+
+class AnonView(NamedTuple):
+    """The anon_vma of a VMA; numbers by first appearance, -1 for none."""
+
+    start: int  # arena page where the VMA starts
+    pgoff: int  # vm_pgoff, pages, of anonymous memory too, relative to the arena's first page
+    anon_vma: int
+    root: int
+    parent: int
+    num_children: int
+    num_active_vmas: int
+    chain: int  # AVCs of the VMA; -1 where the kernel does not tell
+
+
+class FolioView(NamedTuple):
+    """folio->mapping and ->index of a present anonymous page; ``mapping`` numbered as anon_vmas are."""
+
+    page: int
+    mapping: int
+    index: int  # of this very page, relative to the arena's first page as page offset
+
+
+class Counters(NamedTuple):
+    """Pages, as differences to an empty arena: what /proc/PID/status shows in kB."""
+
+    total_vm: int  # VmSize
+    locked_vm: int  # VmLck
+    data_vm: int  # VmData
+    stack_vm: int  # VmStk
+
+
+class ProcessView(NamedTuple):
+    """One process. What is deeper than the run's depth is empty."""
+
+    vmas: tuple[VmaView, ...]
+    counters: Counters
+    pages: tuple[PageView, ...] = ()
+    anon_vmas: tuple[AnonView, ...] = ()
+    folios: tuple[FolioView, ...] = ()
+
+
+class StepView(NamedTuple):
+    """What one step gave, and the processes (by label) as they are after it: every living one."""
+
+    outcomes: tuple[Outcome, ...]
+    processes: dict[int, ProcessView]
