@@ -62,7 +62,7 @@ class FolioView(NamedTuple):
 
     page: int
     mapping: int
-    index: int  # of this very page, relative to the arena's first page as page offset
+    pgoff: int  # folio->index of this very page, less the page offset of the arena's first page
 
 
 class Counters(NamedTuple):
