@@ -45,15 +45,19 @@ def recount(mm: MmStruct) -> tuple[int, int, int, int, int, int]:
 
 
 def _suspect(ops: tuple[Op, ...], outcomes: list[Outcome]) -> str:
-    """The kind of operation that most likely did it, for the signature: one flaw, whatever ran beside it.
+    """What most likely did it, for the signature: one flaw, whatever ran beside it.
 
-    mremap before all others, then one in which a failure was injected.
+    mremap before all others, then one in which a failure was injected; and whether it ended well all the same.
     """
     kinds = {op.kind for op in ops}
     failed = {op.kind for op, outcome in zip(ops, outcomes, strict=False) if outcome.injected}
     if failed and "mremap" not in kinds:
         kinds = failed
-    return next((kind for kind in _SUSPECTS if kind in kinds), "other")
+    kind = next((kind for kind in _SUSPECTS if kind in kinds), "other")
+    if not failed:
+        return kind
+    hidden = any(op.kind == kind and o.injected and o.ret >= 0 for op, o in zip(ops, outcomes, strict=False))
+    return f"{kind}, failure injected{' and hidden' if hidden else ''}"
 
 
 class AccountingOracle:
@@ -94,8 +98,7 @@ class AccountingOracle:
                 f"{machine.committed - drift}; the step made it wrong by {drift - self._drift}"
             )
             way = "too many" if drift > self._drift else "too few"
-            injected = ", failure injected" if any(o.injected for o in outcomes) else ""
-            cause = f"{way}, {_suspect(ops, outcomes)}{injected}"
+            cause = f"{way}, {_suspect(ops, outcomes)}"
             found.append(finding("accounting", "committed", detail, step, cause=cause, ends_run=False))
             self._drift = drift
         return found
