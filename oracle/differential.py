@@ -3,7 +3,7 @@
 Same results, same pages, same sharing. For one operation from equal states (layouts, page offsets and the pattern
 of anon_vmas alike) the design under test has never more VMAs than the reference: that is what it is for.
 
-The flag that asks for relocation is taken off where the reference does not know it. A collision runs on the
+A flag that asks for what only the design does is taken off for the reference. A collision runs on the
 reference as the serial order that the collision oracle found. An operation in which a failure was injected is
 left out on the reference when it changed nothing. Where the two can no longer be compared (a failure left a
 call half done; a result differs that depends on the layout, and layouts differ by design) the reference is
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.uapi import MAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON, result_name
+from emulator.uapi import MAP_FIXED, MREMAP_MAYMOVE, result_name
 from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
 from oracle.leaves import KIND_SWAP, leaf_key
@@ -27,6 +27,7 @@ from oracle.specification_page import FAILURES
 from oracle.visible import UNKNOWN, Visible
 
 if TYPE_CHECKING:
+    from emulator.designs.base import Design
     from emulator.machine import Machine
     from emulator.mm_types import AnonVma, MmStruct
     from emulator.workload import Op, Outcome, Step
@@ -69,14 +70,19 @@ def alike(mine: MmStruct | None, other: MmStruct | None) -> bool:
     return True
 
 
-def for_reference(op: Op, known: int) -> Op:
-    """The op as the reference gets it: no injected failure, no flag that it does not know.
+def added_flags(design: Design | type[Design], reference: Design | type[Design]) -> int:
+    """MREMAP_* bits that the design knows and the reference does not."""
+    return design.mremap_flags & ~reference.mremap_flags
 
-    Without MAYMOVE the flag is an error, and stays: the reference refuses it as unknown.
+
+def for_reference(op: Op, added: int) -> Op:
+    """The op as the reference gets it: no injected failure, none of the flags that the design has ``added``.
+
+    Without MAYMOVE such a flag is an error, and stays: the reference refuses it as unknown.
     """
     args = op.args
-    if op.kind == "mremap" and args[3] & MREMAP_RELOCATE_ANON & ~known and args[3] & MREMAP_MAYMOVE:
-        args = (*args[:3], args[3] & ~MREMAP_RELOCATE_ANON, args[4])
+    if op.kind == "mremap" and args[3] & added and args[3] & MREMAP_MAYMOVE:
+        args = (*args[:3], args[3] & ~added, args[4])
     return op._replace(args=args, fail_nth=0)
 
 
@@ -94,13 +100,13 @@ def fate_by_kind(op: Op, ret: int) -> Fate:
 class DifferentialOracle:
     """Drives the reference machine and compares."""
 
-    __slots__ = ("_alike", "_collided", "_known", "_machine", "_reference", "_visible", "detached")
+    __slots__ = ("_added", "_alike", "_collided", "_machine", "_reference", "_visible", "detached")
 
     def __init__(self, machine: Machine, reference: Machine) -> None:
         self._machine = machine
         self._reference = reference
         self._visible = VisibleOracle(Observer(reference))
-        self._known = reference.image.design.mremap_flags
+        self._added = added_flags(machine.image.design, reference.image.design)
         self._alike: dict[int, bool] = {}  # process to: its layouts were alike after the last step
         self._collided = False
         self.detached = ""
@@ -138,7 +144,7 @@ class DifferentialOracle:
                     if became is Fate.OTHER:
                         self.detach(index, f"an injected failure left {step.ops[number].kind} half done")
                         return []
-                op = for_reference(step.ops[number], self._known)
+                op = for_reference(step.ops[number], self._added)
                 reference = self._reference.run_alone(op, index, number)
                 if not self._same_result(op, outcome, reference, equal, index, number, found):
                     if found and len(step.ops) > 1:  # another order may have explained it as well

@@ -28,7 +28,7 @@ from emulator.workload import Step, token
 from oracle.accounting import AccountingOracle
 from oracle.collision import CollisionOracle
 from oracle.comparison import VisibleOracle
-from oracle.differential import DifferentialOracle, Fate, for_reference
+from oracle.differential import DifferentialOracle, Fate, added_flags, for_reference
 from oracle.finding import Finding, Subject, distinct, finding
 from oracle.leaves import leaves_between
 from oracle.lifetime import LifetimeOracle
@@ -107,10 +107,10 @@ class Judge:
         if self._reference_image is None:
             return False
         machine = Machine(self._reference_image, workload.geometry, self._profile)
-        known = machine.image.design.mremap_flags
+        added = added_flags(self._image.design, self._reference_image.design)
         try:
             for step in workload.steps[: last + 1]:
-                ops = [op._replace(args=for_reference(op, known).args) for op in step.ops]
+                ops = [op._replace(args=for_reference(op, added).args) for op in step.ops]
                 machine.run_step(Step(tuple(ops), step.schedule))
         except Exception:
             return False
