@@ -1,0 +1,134 @@
+"""From an op of a workload to what a process of the live workload does: one small function for each kind.
+
+A function gets the process's ``Processor``, the file handles, the op's arguments as in ``OPS``, and the token that
+a write stores; it returns (result, contents for a read). To add an op: write its function, put it in ``CALLS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from emulator.geometry import GEOMETRIES, PAGE_SHIFT
+from emulator.uapi import MAP_ANONYMOUS, MREMAP_DONTUNMAP, MREMAP_FIXED
+from emulator.workload import OPS, Domain, Op, Workload
+from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, Processor
+
+SYS_MREMAP: Final = 25
+SYS_MADVISE: Final = 28
+
+GEOMETRY: Final = "x86-64"
+ARENA_START: Final = GEOMETRIES[GEOMETRY].arena_start
+ARENA_PAGES: Final = GEOMETRIES[GEOMETRY].arena_pages
+
+Args = tuple[int, ...]
+Data = tuple[tuple[int, int], ...] | None
+
+
+class Context(NamedTuple):
+    """What the ops of a process work with."""
+
+    processor: Processor
+    files: list[int]  # handles, by label
+
+
+Run = Callable[[Context, Args, int], tuple[int, Data]]
+
+
+def address(page: int) -> int:
+    return ARENA_START + (page << PAGE_SHIFT)
+
+
+def to_page(result: int) -> int:
+    """An address as arena page; errors as they are."""
+    return result if -4096 < result < 0 else (result - ARENA_START) >> PAGE_SHIFT
+
+
+def _mmap(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, prot, flags, file, offset = args
+    handle = context.files[file - 1] if file else -1
+    if not file:
+        flags |= MAP_ANONYMOUS
+    result = context.processor.call(
+        SYS_MMAP, address(page), length << PAGE_SHIFT, prot, flags, handle, offset << PAGE_SHIFT
+    )
+    return to_page(result), None
+
+
+def _munmap(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_MUNMAP, address(args[0]), args[1] << PAGE_SHIFT), None
+
+
+def _mremap(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, old_len, new_len, flags, new_page = args
+    result = context.processor.call(
+        SYS_MREMAP, address(page), old_len << PAGE_SHIFT, new_len << PAGE_SHIFT, flags, address(new_page)
+    )
+    return to_page(result), None
+
+
+def _mprotect(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, prot = args
+    return context.processor.call(SYS_MPROTECT, address(page), length << PAGE_SHIFT, prot), None
+
+
+def _madvise(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, advice = args
+    return context.processor.call(SYS_MADVISE, address(page), length << PAGE_SHIFT, advice), None
+
+
+def _read(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.load(address(args[0]))
+
+
+def _write(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.store(address(args[0]), args[1], token), None
+
+
+def _exec(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.fetch(address(args[0])), None
+
+
+CALLS: Final[dict[str, Run]] = {
+    "mmap": _mmap,
+    "munmap": _munmap,
+    "mremap": _mremap,
+    "mprotect": _mprotect,
+    "madvise": _madvise,
+    "read": _read,
+    "write": _write,
+    "exec": _exec,
+}
+PROCESS_OPS: Final = ("fork", "exit")  # the server takes part in these
+
+
+def expressible(workload: Workload) -> str:
+    """Why a workload cannot run on a live kernel; empty if it can."""
+    if workload.geometry != GEOMETRY:
+        return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
+    for number, step in enumerate(workload.steps):
+        if len(step.ops) != 1:
+            return f"step {number} is a collision"
+        op = step.ops[0]
+        if op.kind not in CALLS and op.kind not in PROCESS_OPS:
+            return f"step {number}: no system call does what {op.kind} does"
+        if op.fail_nth:
+            return f"step {number}: no allocation of {op.kind} can be made to fail"
+        if _end(op) > ARENA_PAGES:
+            return f"step {number}: {op.kind} reaches beyond the arena"
+    return ""
+
+
+def _end(op: Op) -> int:
+    """The first page behind what an op can touch."""
+    args = op.args
+    if op.kind == "mremap":
+        end = args[0] + max(args[1], args[2])
+        return max(end, args[4] + args[2]) if args[3] & (MREMAP_FIXED | MREMAP_DONTUNMAP) else end
+    page = length = 0
+    for (_, domain), value in zip(OPS[op.kind].args, args, strict=True):
+        if domain is Domain.PAGE:
+            page = value
+        elif domain is Domain.LENGTH:
+            length = value
+    return page + length

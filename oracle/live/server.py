@@ -1,0 +1,187 @@
+"""The server of the live oracle: ``python -m oracle.live.server FOLDER``.
+
+A small process whose address space outside the arena is filled (``surroundings``). For each workload that it reads from
+its input it forks process 0, lets the processes run step after step, and answers with what was seen. One message
+each way for a whole workload: four bytes of length, then marshal. Ends at the end of its input.
+
+Answers are ``("done", fate, steps)``, a step being ``(result, contents, {label: (mappings, counts)})`` with the
+processes that the step can have changed (None: ended), or ``("error", text)``: something of ours is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import marshal
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any, Final
+
+from emulator.uapi import EBUSY, ESRCH
+from emulator.workload import token
+from oracle.live.calls import Context
+from oracle.live.files import Files
+from oracle.live.proc import Counts, ProcFiles
+from oracle.live.processes import Channels, Ended, Process, execute
+from oracle.live.processor import Processor
+from oracle.live.surroundings import ARENA_START, fill, mappings
+
+Order = tuple[int, str, tuple[int, ...]]
+"""A step: process, kind, arguments."""
+
+_LENGTH: Final = 4  # bytes before each message
+
+
+class Server:
+    """The processor, the files and what an empty arena looks like."""
+
+    def __init__(self, folder: str) -> None:
+        self.files = Files(processor := Processor(), folder)
+        self.context = Context(processor, self.files.handles)
+        self.pid = os.getpid()
+        self.below = sum(
+            mapping.end <= ARENA_START for mapping in mappings()
+        )  # VMAs that are none of the arena's
+        own = ProcFiles(self.pid)
+        fill(processor)
+        self.empty: Counts = own.counts()
+        own.close()
+
+    def run(self, orders: list[Order], seconds: float) -> tuple[str, list[Any]]:
+        """Run a workload: what became of it, and what each step showed."""
+        if any(kind == "mmap" and args[4] for _, kind, args in orders):
+            self.files.reset()
+        run = Run(self, time.monotonic() + seconds)
+        try:
+            for number, order in enumerate(orders):
+                try:
+                    run.step(order, token(number, 0))
+                except Ended as end:
+                    proc, kind, _ = order
+                    return f"step {number} ({kind} of process {proc}): {end}", run.steps
+            return "", run.steps
+        finally:
+            run.close()
+
+
+class Run:
+    """One workload that runs."""
+
+    def __init__(self, server: Server, deadline: float) -> None:
+        self.server = server
+        self.deadline = deadline
+        self.channels = Channels()
+        self.processes: dict[int, Process] = {}
+        self.proc_files: dict[int, ProcFiles] = {}
+        self.steps: list[Any] = []
+        pid = server.context.processor.fork()
+        if pid == 0:
+            execute(server.context, self.channels, server.pid)
+        self._add(0, pid)
+        if self._look(0) != ([], server.empty):
+            raise RuntimeError(
+                f"the arena is not empty before the first step: {self._look(0)}, not {server.empty}"
+            )
+
+    def _add(self, label: int, pid: int) -> None:
+        if pid < 0:
+            raise OSError(-pid, "no process could be made")
+        self.processes[label] = Process(label, pid, self.channels)
+        self.proc_files[label] = ProcFiles(pid)
+
+    def _look(self, label: int) -> tuple[list[bytes], Counts]:
+        files = self.proc_files[label]
+        return files.mappings(self.server.below), files.counts()
+
+    def step(self, order: Order, token: int) -> None:
+        """Run one step and look at what it can have changed. Raises ``Ended``."""
+        label, kind, args = order
+        process = self.processes.get(label)
+        if process is None or (kind == "fork" and args[0] in self.processes):
+            self.steps.append((-ESRCH if process is None else -EBUSY, None, {}))
+            return
+        process.send(kind, args, token)
+        if kind == "exit":
+            self._end(process)
+            self.steps.append((0, None, {label: None}))
+            return
+        answer = process.receive(self.deadline - time.monotonic())
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        result, data = answer
+        changed = [label]
+        if kind == "fork" and result > 0:
+            self._add(args[0], result)
+            changed.append(args[0])
+            result = 0
+        self.steps.append((result, data, {label: self._look(label) for label in changed}))
+
+    def _end(self, process: Process) -> None:
+        how = process.reap(self.deadline - time.monotonic())
+        if how:
+            raise Ended(how)
+        self._forget(process.label)
+
+    def _forget(self, label: int) -> None:
+        self.processes.pop(label).close()
+        self.proc_files.pop(label).close()
+
+    def close(self) -> None:
+        """Kill whoever is left."""
+        left = [process.kill() for process in self.processes.values()]
+        for label in list(self.processes):
+            self._forget(label)
+        self.channels.close()
+        if any(left):
+            raise RuntimeError("a process of the workload " + ", ".join(filter(None, left)))
+
+
+def read_message(handle: int) -> Any:
+    """The next message, None at the end of the input."""
+    head = _read_exactly(handle, _LENGTH)
+    return marshal.loads(_read_exactly(handle, int.from_bytes(head, "little"))) if head else None
+
+
+def _read_exactly(handle: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = os.read(handle, size - len(data))
+        if not chunk:
+            return b""
+        data += chunk
+    return data
+
+
+def write_message(handle: int, message: Any) -> None:
+    body = marshal.dumps(message)
+    data = memoryview(len(body).to_bytes(_LENGTH, "little") + body)
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the client decides
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")  # if memory runs out, it is this process and its children that go
+    gc.disable()
+    try:
+        server = Server(sys.argv[1])
+    except OSError as error:
+        write_message(1, ("error", f"no live kernel to compare with: {error}"))
+        return
+    write_message(1, ("ready", server.files.inodes, server.empty))
+    while (request := read_message(0)) is not None:
+        try:
+            fate, steps = server.run(*request)
+            answer: tuple[Any, ...] = ("done", fate, steps)
+        except (OSError, RuntimeError, ValueError) as error:
+            answer = ("error", f"{type(error).__name__}: {error}")
+        write_message(1, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The live side of the live oracle: runs whole workloads on the running kernel."""
+
+from __future__ import annotations
+
+import os
+import platform
+import select
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from emulator.errors import InternalError, UsageError
+from emulator.workload import Outcome, Workload
+from oracle.live.calls import expressible
+from oracle.live.parse import VmaParser, counters
+from oracle.live.server import read_message, write_message
+from oracle.live.surroundings import ENVIRONMENT
+from oracle.live.view import Counters, Depth, ProcessView, StepView
+
+_GRACE: Final = 15.0  # seconds that the server gets to kill and to answer, once the workload's time is over
+_ROOT: Final = Path(__file__).parents[2]  # the folder that holds the packages
+SERVER = "oracle.live.server"
+EMPTY: Final = ProcessView((), Counters(0, 0, 0, 0))  # process 0 before the first step
+
+
+class LiveRun(NamedTuple):
+    """What a workload showed. ``fate`` is empty, or says which step hung, or died and of what: steps end before it."""
+
+    steps: tuple[StepView, ...]
+    fate: str
+
+
+class LiveSystem:
+    """The running kernel. Workloads run one after the other; a server that dies is started again."""
+
+    def __init__(self, depth: Depth = Depth.MAPS, *, timeout: float = 10.0) -> None:
+        """``timeout``: seconds that a workload gets. Raises ``UsageError`` where there is no kernel to compare with."""
+        self.depth = depth
+        self.timeout = timeout
+        self._server: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if not (sys.platform == "linux" and platform.machine() == "x86_64"):
+            raise UsageError("the live oracle needs Linux on x86-64")
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-S", "-m", SERVER, _folder()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        answer = self._receive(_GRACE)
+        if answer is None or answer[0] != "ready":
+            self.close()
+            raise UsageError(answer[1] if answer else "the server of the live oracle does not start")
+        _, inodes, self._empty = answer
+        self._vma = VmaParser(inodes)
+
+    def close(self) -> None:
+        """End the server, and with it every process that it made."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.close()
+        try:
+            server.wait(1.0)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        server.stdout.close()
+
+    def _receive(self, seconds: float) -> Any:
+        """The server's answer; None: it died, or gave none in time."""
+        assert self._server is not None
+        assert self._server.stdout is not None
+        handle = self._server.stdout.fileno()
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return read_message(handle) if poll.poll(seconds * 1000) else None
+
+    def run(self, workload: Workload) -> LiveRun:
+        """Run it. Raises ``UsageError`` when a live kernel cannot run it, ``InternalError`` when we cannot."""
+        reason = expressible(workload)
+        if reason:
+            raise UsageError(f"cannot run on the live kernel: {reason}")
+        if self._server is None:
+            self._start()
+        assert self._server is not None
+        assert self._server.stdin is not None
+        orders = [(op.proc, op.kind, op.args) for step in workload.steps for op in step.ops]
+        try:
+            write_message(self._server.stdin.fileno(), (orders, self.timeout))
+            answer = self._receive(self.timeout + _GRACE)
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            return LiveRun((), self._fate_of_server())
+        if answer[0] == "error":
+            self.close()
+            raise InternalError(f"live oracle: {answer[1]}")
+        _, fate, steps = answer
+        return LiveRun(self._views(steps), fate)
+
+    def _fate_of_server(self) -> str:
+        """Why it gave no answer; the next workload gets a new one."""
+        assert self._server is not None
+        try:
+            return f"the server ended with status {self._server.wait(1.0)}"
+        except subprocess.TimeoutExpired:
+            return "the server did not answer"
+        finally:
+            self.close()
+
+    def _views(self, steps: list[Any]) -> tuple[StepView, ...]:
+        """Step views from what the server sent: a process that a step did not show is as it was."""
+        found = []
+        processes = {0: EMPTY}
+        for result, data, seen in steps:
+            processes = dict(processes)
+            for label, shown in seen.items():
+                if shown is None:
+                    del processes[label]
+                    continue
+                records, counts = shown
+                processes[label] = ProcessView(tuple(map(self._vma, records)), counters(counts, self._empty))
+            found.append(StepView((Outcome(result, data),), processes))
+        return tuple(found)
+
+
+def _folder() -> str:
+    """Where files live that are no memory: the usual place for temporary files may be in memory."""
+    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()

@@ -1,0 +1,90 @@
+"""Captured text of /proc gives the views that a reader would write down."""
+
+from __future__ import annotations
+
+import pytest
+
+from oracle.live.parse import VmaParser, counters, parse_vma
+from oracle.live.proc import cut_smaps, cut_status
+from oracle.live.view import Counters, VmaView
+
+MIDDLE = """Size:                 20 kB
+KernelPageSize:        4 kB
+Rss:                   4 kB
+THPeligible:           0
+"""
+SMAPS = (
+    f"100000004000-100000009000 rw-p 00000000 00:00 0 \n{MIDDLE}VmFlags: rd wr mr mw me ac \n"
+    f"10000000f000-100000010000 r-xs 0000e000 fe:00 1234                       /var/tmp/#1234 (deleted)\n"
+    f"{MIDDLE}VmFlags: rd ex sh mr mw me ms nh \n"
+    f"100040000000-100040001000 ---p 00000000 00:01 77                       /memfd:vmafuzz-fill (deleted)\n"
+    f"{MIDDLE}VmFlags: mr mw me nr \n"
+    f"100040001000-100040002000 ---p 00000000 00:01 77                       /memfd:vmafuzz-fill (deleted)\n"
+    f"{MIDDLE}VmFlags: mr mw me nr \n"
+).encode()
+STATUS = b"""Name:\tpython
+State:\tS (sleeping)
+VmPeak:\t 2000 kB
+VmSize:\t 1000 kB
+VmLck:\t  8 kB
+VmPin:\t 0 kB
+VmRSS:\t 9 kB
+VmData:\t 400 kB
+VmStk:\t 132 kB
+VmExe:\t 4 kB
+"""
+
+
+def test_smaps_is_cut_at_the_end_of_the_arena() -> None:
+    """A record for each VMA of the arena and none of the filling behind it."""
+    records = cut_smaps(SMAPS)
+    assert records == [
+        b"100000004000-100000009000 rw-p 00000000 00:00 0 \nrd wr mr mw me ac ",
+        b"10000000f000-100000010000 r-xs 0000e000 fe:00 1234                       /var/tmp/#1234 (deleted)"
+        b"\nrd ex sh mr mw me ms nh ",
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", SMAPS[SMAPS.index(b"100040000000") :]])
+def test_an_empty_arena_has_no_records(data: bytes) -> None:
+    assert cut_smaps(data) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "want"),
+    [
+        (
+            b"100000004000-100000009000 rw-p 00000000 00:00 0 \nrd wr mr mw me ac ",
+            VmaView(4, 9, 3, False, 0, 0, frozenset({"ac"})),
+        ),
+        (
+            b"10000000f000-100000010000 r-xs 0000e000 fe:00 1234   /x (deleted)\nrd ex sh mr mw me ms nh lo sl ",
+            VmaView(15, 16, 5, True, 2, 14, frozenset({"nh", "lo", "sl"})),
+        ),
+        (
+            b"100000000000-100000001000 ---p 00000000 fe:00 99   /a b\nmr mw me nr gu ?? sd ",
+            VmaView(0, 1, 0, False, 0, 0, frozenset({"nr", "gu"})),
+        ),
+        (
+            b"0ffffffff000-100000001000 -w-p 00000000 00:00 0 \nwr ",
+            VmaView(-1, 1, 2, False, 0, 0, frozenset()),
+        ),
+    ],
+)
+def test_a_record_becomes_a_vma(record: bytes, want: VmaView) -> None:
+    """Arena pages, protection, sharing, which file, offset in pages, and only the flags that are compared."""
+    files = {1234: 1, 5: 0}
+    assert parse_vma(record, files) == want
+    parser = VmaParser(files)
+    assert parser(record) == parser(record) == want
+
+
+def test_counters_are_pages_more_than_before() -> None:
+    counts = cut_status(STATUS)
+    assert counts == (1000, 8, 400, 132)
+    assert counters(counts, (920, 0, 400, 128)) == Counters(20, 2, 0, 1)
+
+
+def test_a_process_without_memory_has_no_counters() -> None:
+    with pytest.raises(ValueError, match="VmSize"):
+        cut_status(b"Name:\tpython\nState:\tZ (zombie)\n")
