@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,13 @@ def run_script(module: str, *args: str) -> Any:
     return json.loads(done.stdout)
 
 
-@cache
-def _image(design: type[Design]) -> KernelImage:
-    return KernelImage(design)
+_IMAGES: dict[str, KernelImage] = {}  # by the design's name
 
 
 def machine_steps(workload: Workload, depth: Depth, design: type[Design] = Mainline) -> list[StepView]:
     """The workload in the machine: the same views as ``LiveSystem.run`` gives."""
-    machine = Machine(_image(design), workload.geometry)
+    image = _IMAGES.get(design.name) or _IMAGES.setdefault(design.name, KernelImage(design))
+    machine = Machine(image, workload.geometry)
     found = []
     for step in workload.steps:
         outcomes = tuple(machine.run_step(step))
