@@ -23,6 +23,7 @@ from emulator.uapi import (
     EEXIST,
     EINVAL,
     ENOMEM,
+    EOPNOTSUPP,
     ESRCH,
     MADV_COLD,
     MADV_DODUMP,
@@ -230,6 +231,8 @@ class Specification:
                 errors.add(-EINVAL)  # shared anonymous memory is not modelled
         elif flags & MAP_TYPE not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE):
             errors.add(-EINVAL)
+        elif flags & MAP_TYPE == MAP_SHARED_VALIDATE and flags & MAP_FIXED_NOREPLACE:
+            errors.add(-EOPNOTSUPP)  # it is newer than VALIDATE's list of flags
         if flags & MAP_FIXED_NOREPLACE and any(n in pages for n in range(addr, addr + length)):
             errors.add(-EEXIST)
         if fixed and addr + length > self.limits.top:

@@ -34,6 +34,7 @@ from emulator.uapi import (
     EEXIST,
     EINVAL,
     ENOMEM,
+    EOPNOTSUPP,
     EOVERFLOW,
     EPERM,
     MAP_ANONYMOUS,
@@ -52,6 +53,18 @@ from emulator.uapi import (
 
 GENERIC_FILE_VM_OPS = VmOps("generic_file")
 MAX_LFS_FILESIZE = (1 << 63) - 1  # bytes
+# The flags as old as mmap itself: all that MAP_SHARED_VALIDATE takes, but for MAP_SYNC, which our files do not have.
+LEGACY_MAP_MASK = (
+    MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | MAP_GROWSDOWN
+    | MAP_LOCKED
+    | MAP_NORESERVE
+    | MAP_POPULATE
+    | MAP_STACK
+)
 
 
 # ---- limits and accounting
@@ -273,6 +286,8 @@ def calc_vm_prot_bits(prot: int) -> int:
 def file_flags(file: File, flags: int, prot: int) -> int:
     """The vm_flags that mapping ``file`` adds (bits to clear do not occur for our files), or -errno."""
     kind = flags & MAP_TYPE
+    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_MAP_MASK:
+        return -EOPNOTSUPP
     if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
         if prot & VM_WRITE and not file.writable:
             return -EACCES

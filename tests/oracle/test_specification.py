@@ -12,6 +12,7 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    EOPNOTSUPP,
     ESRCH,
     MADV_DONTNEED,
     MADV_HUGEPAGE,
@@ -21,6 +22,7 @@ from emulator.uapi import (
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MAP_SHARED_VALIDATE,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -170,6 +172,9 @@ def test_mmap_errors(bench: Bench) -> None:
     bench.do("mmap", 10, 1, RW, MAP_SHARED | MAP_FIXED, 0, 0, ret=-EINVAL)
     bench.do("mmap", 10, 1, RW, MAP_FIXED, 1, 0, ret=-EINVAL)
     bench.do("mmap", 12, 4, RW, MAP_PRIVATE | MAP_FIXED_NOREPLACE, 0, 0, ret=-EEXIST)
+    validate = MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE
+    bench.do("mmap", 20, 4, RW, validate, 1, 0, ret=-EOPNOTSUPP)
+    assert bench.refuses("mmap", 20, 4, RW, validate, 1, 0, ret=20)
     bench.do("mmap", 198, 4, RW, FIXED, 0, 0, ret=-ENOMEM)
     assert bench.refuses("mmap", 20, 4, RW, FIXED, 0, 0, ret=-ENOMEM)
     assert bench.refuses("mmap", 12, 4, RW, MAP_PRIVATE | MAP_FIXED_NOREPLACE, 0, 0, ret=12)

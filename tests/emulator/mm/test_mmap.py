@@ -20,6 +20,7 @@ from emulator.uapi import (
     EEXIST,
     EINVAL,
     ENOMEM,
+    EOPNOTSUPP,
     EOVERFLOW,
     EPERM,
     MAP_ANONYMOUS,
@@ -78,6 +79,9 @@ ERRORS = [
     ("unreadable_file", BASE, 4096, MAP_PRIVATE | MAP_FIXED, {"file": 1}, EACCES),
     ("unwritable_shared", BASE, 4096, MAP_SHARED | MAP_FIXED, {"file": 1}, EACCES),
     ("unwritable_shared_validate", BASE, 4096, MAP_SHARED_VALIDATE | MAP_FIXED, {"file": 1}, EACCES),
+    ("validate_of_a_newer_flag", BASE, 4096, MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE, {"file": 0}, EOPNOTSUPP),
+    ("overlap_before_validate", BASE + 8192, 4096, MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE, {"file": 0}, EEXIST),
+    ("validate_before_access", BASE, 4096, MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE, {"file": 1}, EOPNOTSUPP),
     ("sealed", BASE + 8192, 4096, FIXED, {}, EPERM),
 ]
 
