@@ -1,9 +1,19 @@
-"""Which kernel is emulated: what differs between kernels stands here as data, in one place."""
+"""Which kernel is emulated: what differs between kernels stands here as data, in one place.
+
+A field is one rule that changed between releases. Its value is what Linux 6.18 does, so that a profile lists only
+where it differs; its comment says since when the rule is so and where that can be read up (the title of the patch, the
+commit where it is known). Each field is asked at one place in ``emulator/mm``. docs/machine.md has the table.
+
+6.18 is its late stable series (6.18.44), with the fixes and the guard flag that came back from later kernels and that
+the first 6.18 releases had not. 7.0 is read from 7.0-rc6, 5.17 from 5.17-rc5.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
+from emulator.errors import UsageError
 from emulator.mm_types import VM_MAYBE_GUARD
 
 
@@ -11,14 +21,41 @@ class Profile(NamedTuple):
     """One kernel and its settings (the defaults of a distribution, with THP=madvise)."""
 
     name: str
+
+    # ---- settings
     max_map_count: int = 65530  # sysctl vm.max_map_count
     stack_guard_gap: int = 256  # pages
     mmap_min_addr: int = 65536  # bytes
     rlimit_stack: int = 8 << 20  # bytes
     rlimit_memlock: int = 8 << 20  # bytes
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
-    vm_ignore_merge: int = VM_MAYBE_GUARD  # VM_STICKY: do not stop a merge (VM_SOFTDIRTY not configured)
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
 
+    # ---- VMA flags
+    vm_ignore_merge: int = VM_MAYBE_GUARD  # VM_STICKY: do not stop a merge (VM_SOFTDIRTY not configured)
 
-PROFILES: Final[dict[str, Profile]] = {p.name: p for p in (Profile("6.18"),)}
+
+PROFILES: Final[dict[str, Profile]] = {
+    profile.name: profile
+    for profile in (
+        Profile("5.17", vm_ignore_merge=0),
+        Profile("6.18"),
+        Profile("7.0"),
+    )
+}
+"""By name, the oldest kernel first."""
+
+
+def release_number(release: str) -> tuple[int, int]:
+    """(6, 18) of "6.18.44-foo" (uname -r). Raises ``UsageError`` where there are no two numbers to begin with."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None:
+        raise UsageError(f"{release!r} is no release of Linux, as 6.18.44")
+    return int(found[1]), int(found[2])
+
+
+def nearest(release: str) -> Profile:
+    """The profile for a kernel release: the newest that is not newer, the oldest where all are."""
+    number = release_number(release)
+    profiles = list(PROFILES.values())
+    return next((p for p in reversed(profiles) if release_number(p.name) <= number), profiles[0])

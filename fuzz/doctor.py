@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from emulator.errors import VmafuzzError
+from emulator.profile import nearest, release_number
 from fuzz.campaign import selftest
 from fuzz.campaign.breeding import Breeder
 from fuzz.campaign.seeds import seed_inputs
@@ -43,6 +44,7 @@ def examine() -> list[Check]:
             "Python 3.11 or newer", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}", True
         ),
         _judges(),
+        _kernel(),
         _atheris(),
         Check("two cores for a campaign", (cores := len(os.sched_getaffinity(0))) >= 2, f"{cores}"),
         Check("a GiB of disk", free >= FREE_MIN, f"{free / (1 << 30):.1f} GiB free in {Path.cwd()}"),
@@ -73,6 +75,17 @@ def _judges() -> Check:
         return Check(what, False, str(error), True)
     reached = sum(map(len, runs)) // len(runs)
     return Check(what, True, f"{len(counters.sites)} counters, {reached} features a seed", True)
+
+
+def _kernel() -> Check:
+    """Which profile stands for the kernel that runs here."""
+    what = "a profile of this kernel"
+    release = platform.release()
+    if platform.system() != "Linux":
+        return Check(what, False, f"{platform.system()} {release}")
+    profile = nearest(release)
+    same = release_number(profile.name) == release_number(release)
+    return Check(what, same, f"--profile {profile.name}" + ("" if same else f" is the nearest to {release}"))
 
 
 def _atheris() -> Check:

@@ -118,7 +118,7 @@ def test_hostile_bytes(capsys: Capture, tmp_path: Path, command: str, name: str)
         (["replay", ".", "--design", "mainline"], ".: cannot be read: Is a directory"),
         (["replay", "x", "--design", "nonesuch"], "unknown design 'nonesuch'; there are"),
         (["replay", "x", "--reference", "nonesuch"], "unknown design 'nonesuch'; there are"),
-        (["replay", "x", "--profile", "2.4"], "unknown profile '2.4'; there are 6.18"),
+        (["replay", "x", "--profile", "2.4"], "unknown profile '2.4'; there are 5.17, 6.18, 7.0"),
         (["replay"], "Missing argument 'FILE…"),
         (["fuzz", "--design", "nonesuch", "--out", "x/o"], "unknown design 'nonesuch'"),
         (["fuzz", "--time", "-1"], "Invalid value for '--time'"),
@@ -293,6 +293,26 @@ def test_doctor_says_what_works(capsys: Capture, tmp_path: Path) -> None:
     assert checks["machine, oracles and counters work"]["ok"]
     assert "Atheris, to fuzz" in checks
     assert "perf, to record" in out
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "ok", "here"),
+    [
+        ("Linux", "7.0.3-arch1", True, "--profile 7.0"),
+        ("Linux", "6.8.0-31-generic", False, "--profile 5.17 is the nearest to 6.8.0-31-generic"),
+        ("Darwin", "23.1.0", False, "Darwin 23.1.0"),
+    ],
+)
+def test_doctor_names_the_nearest_profile(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, release: str, ok: bool, here: str
+) -> None:
+    """What to give --profile here, and whether it is this very kernel."""
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("platform.release", lambda: release)
+    run(capsys, "doctor", "--json", tmp_path / "d.json")
+    checks = {check["what"]: check for check in json.loads((tmp_path / "d.json").read_text())}
+    check = checks["a profile of this kernel"]
+    assert (check["ok"], check["here"], check["required"]) == (ok, here, False)
 
 
 def test_doctor_notices_blindness(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,43 @@
+"""Profiles: which one stands for a running kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from emulator.errors import UsageError
+from emulator.profile import PROFILES, nearest, release_number
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("6.18.44-foo", "6.18"),
+        ("6.18", "6.18"),
+        ("6.19.0-rc3", "6.18"),
+        ("6.8.0-31-generic", "5.17"),
+        ("6.1.0-40-amd64", "5.17"),
+        ("5.17.15", "5.17"),
+        ("5.4.0", "5.17"),
+        ("4.18.0-553.el8", "5.17"),
+        ("7.0.1", "7.0"),
+        ("7.12-rc1", "7.0"),
+        ("10.2.0", "7.0"),
+    ],
+)
+def test_nearest(release: str, name: str) -> None:
+    """Not newer than the kernel that runs where there is such a one; numbers are compared as numbers."""
+    assert nearest(release) is PROFILES[name]
+
+
+@pytest.mark.parametrize("release", ["", "linux", "6", "v6.18"])
+def test_no_release(release: str) -> None:
+    """What is no release is the user's mistake, said in a line."""
+    with pytest.raises(UsageError, match="is no release of Linux"):
+        nearest(release)
+
+
+def test_profiles_are_in_order() -> None:
+    """``nearest`` counts on it."""
+    numbers = [release_number(name) for name in PROFILES]
+    assert numbers == sorted(numbers)
+    assert all(profile.name == name for name, profile in PROFILES.items())
