@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
-from emulator.uapi import MAP_ANONYMOUS, MREMAP_DONTUNMAP, MREMAP_FIXED
+from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MREMAP_DONTUNMAP, MREMAP_FIXED
 from emulator.workload import OPS, Domain, Op, Workload
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, Processor
+from oracle.live.view import Depth
 
 SYS_MREMAP: Final = 25
 SYS_MADVISE: Final = 28
@@ -102,8 +103,14 @@ CALLS: Final[dict[str, Run]] = {
 PROCESS_OPS: Final = ("fork", "exit")  # the server takes part in these
 
 
-def expressible(workload: Workload) -> str:
-    """Why a workload cannot run on a live kernel; empty if it can."""
+def has_swap() -> bool:
+    """Can the running kernel swap pages out?"""
+    with open("/proc/swaps", encoding="ascii", errors="replace") as lines:
+        return sum(1 for _ in lines) > 1
+
+
+def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:
+    """Why a workload cannot run on a live kernel, one that has ``swap`` or not; empty if it can."""
     if workload.geometry != GEOMETRY:
         return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
     for number, step in enumerate(workload.steps):
@@ -114,6 +121,8 @@ def expressible(workload: Workload) -> str:
             return f"step {number}: no system call does what {op.kind} does"
         if op.fail_nth:
             return f"step {number}: no allocation of {op.kind} can be made to fail"
+        if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:
+            return f"step {number}: without swap, madvise pageout leaves pages where they are"
         if _end(op) > ARENA_PAGES:
             return f"step {number}: {op.kind} reaches beyond the arena"
     return ""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from emulator import mm_types
 from emulator.geometry import PAGE_SHIFT
+from emulator.hw.pte import PRESENT, SPECIAL, is_guard
 from emulator.machine import Machine
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_MAYSHARE, MmStruct, VmAreaStruct
-from oracle.live.view import Counters, Depth, ProcessView, VmaView
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_MAYSHARE, Folio, MmStruct, VmAreaStruct
+from oracle.leaves import KIND_MARKER, leaf_key
+from oracle.live.view import Counters, Depth, PageView, ProcessView, VmaView
 
 # Which two letters /proc/PID/smaps shows for a flag (fs/proc/task_mmu.c).
 FLAGS: Final = {
@@ -34,15 +37,22 @@ FLAGS: Final = {
     mm_types.VM_SEALED: "sl",
 }
 
+NO_FLAGS: Final[frozenset[str]] = frozenset()
+
+Numbers = dict[tuple[str, int], int]
+"""(what, frame or slot) to its number in the views of a step."""
+
 
 def view(machine: Machine, depth: Depth) -> dict[int, ProcessView]:
     """Every living process by label."""
-    return {label: _process(mm) for label, mm in sorted(machine.procs.items())}
+    numbers: Numbers = {}
+    return {label: _process(mm, depth, numbers) for label, mm in sorted(machine.procs.items())}
 
 
-def _process(mm: MmStruct) -> ProcessView:
+def _process(mm: MmStruct, depth: Depth, numbers: Numbers) -> ProcessView:
     counters = Counters(mm.total_vm, mm.locked_vm, mm.data_vm, mm.stack_vm)
-    return ProcessView(tuple(_vma(mm, area) for area in mm.mm_mt), counters)
+    pages = tuple(_pages(mm, numbers)) if depth >= Depth.PAGES else ()
+    return ProcessView(tuple(_vma(mm, area) for area in mm.mm_mt), counters, pages)
 
 
 def _vma(mm: MmStruct, area: VmAreaStruct) -> VmaView:
@@ -58,3 +68,58 @@ def _vma(mm: MmStruct, area: VmAreaStruct) -> VmaView:
         area.vm_pgoff if file is not None else 0,
         frozenset(name for bit, name in FLAGS.items() if flags & bit),
     )
+
+
+# ---- pages
+
+
+def _pages(mm: MmStruct, numbers: Numbers) -> Iterator[PageView]:
+    """The pages that have an entry, in order; present pages of the page cache left out."""
+    geometry = mm.machine.geometry
+    for address, level, entry in mm.pgd.leaves(geometry):
+        page = address - geometry.arena_start >> PAGE_SHIFT
+        if not entry & PRESENT:
+            shown = _absent(page, entry, numbers)
+            if shown is not None:
+                yield shown
+        elif entry & SPECIAL:
+            yield PageView(page, "zero", False, -1, -1, NO_FLAGS)
+        else:
+            size = 1 << geometry.shifts[level] - PAGE_SHIFT  # pages; more than one where it is huge
+            yield from _present(mm.machine, page, entry >> PAGE_SHIFT, size, numbers)
+
+
+def _absent(page: int, entry: int, numbers: Numbers) -> PageView | None:
+    if leaf_key(entry) & 7 == KIND_MARKER:
+        return PageView(page, "guard", False, -1, -1, NO_FLAGS) if is_guard(entry) else None
+    number = numbers.setdefault(("swap", entry >> PAGE_SHIFT), len(numbers))
+    return PageView(page, "swap", False, number, -1, NO_FLAGS)
+
+
+def _present(machine: Machine, page: int, pfn: int, size: int, numbers: Numbers) -> Iterator[PageView]:
+    """``size`` pages that one entry maps, from frame ``pfn`` on.
+
+    Linux 6.18 and 7.0 tell of all the pages of a huge page whether the *first* is mapped exclusively
+    (pagemap_pmd_range_thp hands the same page in for each).
+    """
+    folio = machine.phys.frames[pfn]
+    if not folio.anon:
+        return
+    first = pfn - folio.pfn
+    exclusive = folio.mapcounts[first] + folio.entire_mapcount == 1
+    for i in range(size):
+        number = numbers.setdefault(("frame", pfn + i), len(numbers))
+        mapcount = folio.mapcounts[first + i] + folio.entire_mapcount
+        yield PageView(page + i, "present", exclusive, number, mapcount, _folio_flags(folio, first + i))
+
+
+def _folio_flags(folio: Folio, i: int) -> frozenset[str]:
+    """What /proc/kpageflags says of page ``i``."""
+    names = ["anon"]
+    if folio.swapcache:
+        names.append("swapcache")
+    if folio.ksm:
+        names.append("ksm")
+    if folio.order:
+        names += ["thp", "tail" if i else "head"]
+    return frozenset(names)

@@ -7,11 +7,23 @@ from typing import Final
 
 from emulator.geometry import PAGE_SHIFT
 from oracle.live.calls import ARENA_START
+from oracle.live.pages import PM_EXCLUSIVE, PM_GUARD, PM_PFN, PM_SWAP, Frames
 from oracle.live.proc import Counts
-from oracle.live.view import Counters, VmaView
+from oracle.live.view import Counters, PageView, VmaView
 
 # Names of VmFlags (fs/proc/task_mmu.c) that are compared: those that the machine keeps.
 FLAG_NAMES: Final = frozenset("gd pf lo lf io sr rr dc de ac nr ht wf dd mm hg nh mg sl gu".split())
+
+# Bits of /proc/kpageflags that are compared (include/uapi/linux/kernel-page-flags.h).
+KPF_NAMES: Final = {
+    1 << 12: "anon",
+    1 << 13: "swapcache",
+    1 << 15: "head",
+    1 << 16: "tail",
+    1 << 21: "ksm",
+    1 << 22: "thp",
+}
+_KPF_ZERO_PAGE: Final = 1 << 24
 
 _PROT: Final = {ord("r"): 1, ord("w"): 2, ord("x"): 4}
 _PAGES_PER_KB: Final = 4  # kB a page
@@ -54,3 +66,28 @@ def parse_vma(record: bytes, files: Mapping[int, int]) -> VmaView:
 def counters(counts: Counts, empty: Counts) -> Counters:
     """Counters as differences to those of an empty arena."""
     return Counters(*((now - before) // _PAGES_PER_KB for now, before in zip(counts, empty, strict=True)))
+
+
+def parse_pages(
+    entries: Mapping[int, list[tuple[int, int]]], frames: Frames
+) -> dict[int, tuple[PageView, ...]]:
+    """The pages of every process by label. Frames and swap slots are numbered in the order of labels and pages."""
+    numbers: dict[int, int] = {}
+    return {
+        label: tuple(_page(page, entry, frames, numbers) for page, entry in entries[label])
+        for label in sorted(entries)
+    }
+
+
+def _page(page: int, entry: int, frames: Frames, numbers: dict[int, int]) -> PageView:
+    if entry & PM_GUARD:
+        return PageView(page, "guard", False, -1, -1, frozenset())
+    place = entry & (PM_PFN | PM_SWAP)
+    if entry & PM_SWAP:
+        return PageView(page, "swap", False, numbers.setdefault(place, len(numbers)), -1, frozenset())
+    count, flags = frames[place]
+    if flags & _KPF_ZERO_PAGE:
+        return PageView(page, "zero", False, -1, -1, frozenset())
+    names = frozenset(name for bit, name in KPF_NAMES.items() if flags & bit)
+    exclusive = bool(entry & PM_EXCLUSIVE)
+    return PageView(page, "present", exclusive, numbers.setdefault(place, len(numbers)), count, names)

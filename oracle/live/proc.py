@@ -24,10 +24,12 @@ class ProcFiles:
     def __init__(self, pid: int) -> None:
         self._smaps = os.open(f"/proc/{pid}/smaps", os.O_RDONLY | os.O_CLOEXEC)
         self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        self.pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         os.close(self._smaps)
         os.close(self._status)
+        os.close(self.pagemap)
 
     def mappings(self, skipped: int) -> list[bytes]:
         """Each VMA below the arena's end but the first ``skipped``: its line of maps and its VmFlags."""

@@ -1,11 +1,12 @@
-"""The server of the live oracle: ``python -m oracle.live.server FOLDER``.
+"""The server of the live oracle: ``python -m oracle.live.server FOLDER DEPTH``.
 
 A small process whose address space outside the arena is filled (``surroundings``). For each workload that it reads from
 its input it forks process 0, lets the processes run step after step, and answers with what was seen. One message
 each way for a whole workload: four bytes of length, then marshal. Ends at the end of its input.
 
-Answers are ``("done", fate, steps)``, a step being ``(result, contents, {label: (mappings, counts)})`` with the
-processes that the step can have changed (None: ended), or ``("error", text)``: something of ours is wrong.
+Answers are ``("done", fate, steps)``, a step being ``(result, contents, {label: (mappings, counts)}, pages)`` with the
+processes that the step can have changed (None: ended), or ``("error", text)``: something of ours is wrong. ``pages`` is
+None above the depth of pages, else ``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any, Final
 
 from emulator.uapi import EBUSY, ESRCH
 from emulator.workload import token
-from oracle.live.calls import Context
+from oracle.live.calls import Context, Data
 from oracle.live.files import Files
+from oracle.live.pages import PageReader, frame_numbers
 from oracle.live.proc import Counts, ProcFiles
 from oracle.live.processes import Channels, Ended, Process, execute
 from oracle.live.processor import Processor
 from oracle.live.surroundings import ARENA_START, fill, mappings
+from oracle.live.view import Depth
 
 Order = tuple[int, str, tuple[int, ...]]
 """A step: process, kind, arguments."""
@@ -38,7 +41,7 @@ _LENGTH: Final = 4  # bytes before each message
 class Server:
     """The processor, the files and what an empty arena looks like."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, depth: int) -> None:
         self.files = Files(processor := Processor(), folder)
         self.context = Context(processor, self.files.handles)
         self.pid = os.getpid()
@@ -46,8 +49,11 @@ class Server:
             mapping.end <= ARENA_START for mapping in mappings()
         )  # VMAs that are none of the arena's
         own = ProcFiles(self.pid)
+        self.pages = PageReader(processor) if depth >= Depth.PAGES else None
         fill(processor)
         self.empty: Counts = own.counts()
+        if self.pages is not None:
+            self.pages.check(own.pagemap)
         own.close()
 
     def run(self, orders: list[Order], seconds: float) -> tuple[str, list[Any]]:
@@ -101,12 +107,12 @@ class Run:
         label, kind, args = order
         process = self.processes.get(label)
         if process is None or (kind == "fork" and args[0] in self.processes):
-            self.steps.append((-ESRCH if process is None else -EBUSY, None, {}))
+            self._show(-ESRCH if process is None else -EBUSY, None, {})
             return
         process.send(kind, args, token)
         if kind == "exit":
             self._end(process)
-            self.steps.append((0, None, {label: None}))
+            self._show(0, None, {label: None})
             return
         answer = process.receive(self.deadline - time.monotonic())
         if isinstance(answer, str):
@@ -117,7 +123,16 @@ class Run:
             self._add(args[0], result)
             changed.append(args[0])
             result = 0
-        self.steps.append((result, data, {label: self._look(label) for label in changed}))
+        self._show(result, data, {label: self._look(label) for label in changed})
+
+    def _show(self, result: int, data: Data, seen: dict[int, Any]) -> None:
+        reader = self.server.pages
+        if reader is None:
+            self.steps.append((result, data, seen, None))
+            return
+        entries = {label: reader.entries(files.pagemap) for label, files in sorted(self.proc_files.items())}
+        numbers = set().union(*map(frame_numbers, entries.values()))
+        self.steps.append((result, data, seen, (entries, reader.frames(numbers))))
 
     def _end(self, process: Process) -> None:
         how = process.reap(self.deadline - time.monotonic())
@@ -169,7 +184,7 @@ def main() -> None:
         file.write("1000")  # if memory runs out, it is this process and its children that go
     gc.disable()
     try:
-        server = Server(sys.argv[1])
+        server = Server(sys.argv[1], int(sys.argv[2]))
     except OSError as error:
         write_message(1, ("error", f"no live kernel to compare with: {error}"))
         return

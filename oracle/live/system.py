@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Outcome, Workload
-from oracle.live.calls import expressible
-from oracle.live.parse import VmaParser, counters
+from oracle.live.calls import expressible, has_swap
+from oracle.live.parse import VmaParser, counters, parse_pages
 from oracle.live.server import read_message, write_message
 from oracle.live.surroundings import ENVIRONMENT
 from oracle.live.view import Counters, Depth, ProcessView, StepView
@@ -41,6 +41,7 @@ class LiveSystem:
         self.timeout = timeout
         self._server: subprocess.Popen[bytes] | None = None
         self._start()
+        self.swap = has_swap()
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +54,7 @@ class LiveSystem:
             raise UsageError("the live oracle needs Linux on x86-64")
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0"}
         self._server = subprocess.Popen(
-            [sys.executable, "-S", "-m", SERVER, _folder()],
+            [sys.executable, "-S", "-m", SERVER, _folder(), str(int(self.depth))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -91,7 +92,7 @@ class LiveSystem:
 
     def run(self, workload: Workload) -> LiveRun:
         """Run it. Raises ``UsageError`` when a live kernel cannot run it, ``InternalError`` when we cannot."""
-        reason = expressible(workload)
+        reason = expressible(workload, self.depth, swap=self.swap)
         if reason:
             raise UsageError(f"cannot run on the live kernel: {reason}")
         if self._server is None:
@@ -126,7 +127,7 @@ class LiveSystem:
         """Step views from what the server sent: a process that a step did not show is as it was."""
         found = []
         processes = {0: EMPTY}
-        for result, data, seen in steps:
+        for result, data, seen, pages in steps:
             processes = dict(processes)
             for label, shown in seen.items():
                 if shown is None:
@@ -134,6 +135,9 @@ class LiveSystem:
                     continue
                 records, counts = shown
                 processes[label] = ProcessView(tuple(map(self._vma, records)), counters(counts, self._empty))
+            if pages is not None:
+                for label, page_views in parse_pages(*pages).items():
+                    processes[label] = processes[label]._replace(pages=page_views)
             found.append(StepView((Outcome(result, data),), processes))
         return tuple(found)
 

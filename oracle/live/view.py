@@ -34,14 +34,19 @@ class VmaView(NamedTuple):
 
 
 class PageView(NamedTuple):
-    """One page of which /proc/PID/pagemap tells more than that nothing is there."""
+    """One page of which /proc/PID/pagemap tells more than that nothing is there.
+
+    Present pages of the page cache are left out: the kernel maps as many around the one that was touched as it likes.
+    """
 
     page: int  # arena page
     state: str  # present, zero (the page of zeros), swap, guard
-    exclusive: bool
-    frame: int  # number of the frame by first appearance in the step's views, -1 where there is none
+    exclusive: bool  # present and mapped nowhere else (bit 56 of pagemap; not PageAnonExclusive)
+    frame: int  # number of the frame or swap slot by first appearance in the step's views, -1 where there is none
     mapcount: int  # /proc/kpagecount; -1 where it cannot be known
-    flags: frozenset[str]  # of /proc/kpageflags, those that the machine models: anon, swapbacked, ksm, thp, …
+    flags: frozenset[
+        str
+    ]  # of /proc/kpageflags, those that the machine models: anon swapcache head tail ksm thp
 
 
 class AnonView(NamedTuple):

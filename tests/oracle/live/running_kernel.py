@@ -17,6 +17,7 @@ from emulator.designs.mainline import Mainline
 from emulator.image import KernelImage
 from emulator.machine import Machine
 from emulator.workload import Workload
+from fuzz.workload.text import from_text
 from oracle.live import machine_view
 from oracle.live.surroundings import ENVIRONMENT
 from oracle.live.view import Depth, StepView
@@ -27,6 +28,16 @@ on_linux = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"),
     reason="the live oracle needs Linux on x86-64",
 )
+
+sees_frames = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not os.access("/proc/kpageflags", os.R_OK),
+    reason="frames of pages (/proc/PID/pagemap, kpageflags) are shown to root only",
+)
+
+
+def workload(*lines: str) -> Workload:
+    """From the text form, a live kernel's world."""
+    return from_text("\n".join(("world x86-64", *lines)))
 
 
 def run_script(module: str, *args: str) -> Any:

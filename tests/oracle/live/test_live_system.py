@@ -13,18 +13,13 @@ import pytest
 from emulator.designs.mainline import Mainline
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Op, Step, Workload
-from fuzz.workload.text import from_text
 from oracle.live import system
 from oracle.live.calls import CALLS, PROCESS_OPS, expressible
 from oracle.live.system import LiveSystem
 from oracle.live.view import Depth
-from tests.oracle.live.running_kernel import machine_steps, on_linux
+from tests.oracle.live.running_kernel import machine_steps, on_linux, workload
 
 pytestmark = on_linux
-
-
-def workload(*lines: str) -> Workload:
-    return from_text("\n".join(("world x86-64", *lines)))
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +160,14 @@ def test_a_small_world_is_refused(live: LiveSystem) -> None:
 def test_processes_are_no_calls() -> None:
     """fork and exit are the server's: as calls they would leave it behind."""
     assert not CALLS.keys() & set(PROCESS_OPS)
+
+
+def test_pages_stay_where_they_are_without_swap() -> None:
+    """What the running kernel lacks is said, but only where it shows."""
+    steps = workload("mmap addr=4 len=1 prot=rw flags=private|fixed", "madvise addr=4 len=1 advice=pageout")
+    assert expressible(steps, Depth.MAPS, swap=False) == ""
+    assert expressible(steps, Depth.PAGES, swap=True) == ""
+    assert "step 1: without swap" in expressible(steps, Depth.PAGES, swap=False)
 
 
 # ---- accidents

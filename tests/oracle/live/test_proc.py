@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from oracle.live.parse import VmaParser, counters, parse_vma
+from oracle.live.pages import PM_EXCLUSIVE, PM_GUARD, PM_PRESENT, PM_SWAP, frame_numbers
+from oracle.live.parse import VmaParser, counters, parse_pages, parse_vma
 from oracle.live.proc import cut_smaps, cut_status
-from oracle.live.view import Counters, VmaView
+from oracle.live.view import Counters, PageView, VmaView
 
 MIDDLE = """Size:                 20 kB
 KernelPageSize:        4 kB
@@ -88,3 +89,43 @@ def test_counters_are_pages_more_than_before() -> None:
 def test_a_process_without_memory_has_no_counters() -> None:
     with pytest.raises(ValueError, match="VmSize"):
         cut_status(b"Name:\tpython\nState:\tZ (zombie)\n")
+
+
+ANON, ZERO, THP, HEAD, TAIL, UPTODATE = (1 << bit for bit in (12, 24, 22, 15, 16, 3))
+
+
+def test_pages_are_named_by_what_they_are() -> None:
+    """States, and the same number for the same frame or swap slot in every process, by first appearance."""
+    entries = {
+        1: [(7, PM_PRESENT | 500), (9, PM_SWAP | 500)],
+        0: [
+            (3, PM_PRESENT | 900),
+            (4, PM_PRESENT | PM_EXCLUSIVE | 901),
+            (5, PM_PRESENT | 12),
+            (6, PM_SWAP | PM_GUARD | 1),
+            (7, PM_PRESENT | 500),
+            (8, PM_SWAP | 500),
+        ],
+    }
+    frames = {
+        900: (2, ANON | THP | HEAD | UPTODATE),
+        901: (1, ANON | THP | TAIL),
+        12: (0, ZERO),
+        500: (2, ANON),
+    }
+    assert frame_numbers(entries[0]) == frames.keys()
+    none: frozenset[str] = frozenset()
+    assert parse_pages(entries, frames) == {
+        0: (
+            PageView(3, "present", False, 0, 2, frozenset({"anon", "thp", "head"})),
+            PageView(4, "present", True, 1, 1, frozenset({"anon", "thp", "tail"})),
+            PageView(5, "zero", False, -1, -1, none),
+            PageView(6, "guard", False, -1, -1, none),
+            PageView(7, "present", False, 2, 2, frozenset({"anon"})),
+            PageView(8, "swap", False, 3, -1, none),
+        ),
+        1: (
+            PageView(7, "present", False, 2, 2, frozenset({"anon"})),
+            PageView(9, "swap", False, 3, -1, none),
+        ),
+    }
