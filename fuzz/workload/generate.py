@@ -7,7 +7,7 @@ also sees long runs of few kinds. Addresses come from ``places``, stages from ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from random import Random
 from typing import Final, NamedTuple
@@ -124,9 +124,10 @@ class Generator:
 
     ``mremap_flags_extra``: MREMAP_* bits that the design under test adds; most moves then carry them.
     ``points``: names of preemption points for schedules, by default those of the emulator.
+    ``weights``: which kinds of operation, how often. ``alone``: no collisions, and nothing is made to fail.
     """
 
-    __slots__ = ("extra", "geometry", "places", "rng", "schedules", "swarm")
+    __slots__ = ("alone", "extra", "geometry", "places", "rng", "schedules", "swarm", "weights")
 
     def __init__(
         self,
@@ -136,8 +137,12 @@ class Generator:
         mremap_flags_extra: int = 0,
         points: Iterable[str] | None = None,
         schedules: Schedules | None = None,
+        weights: Mapping[str, int] = WEIGHTS,
+        alone: bool = False,
     ) -> None:
         self.rng = rng
+        self.weights = weights
+        self.alone = alone
         self.geometry = geometry
         self.extra = mremap_flags_extra & MREMAP_FLAGS_MASK
         self.schedules = schedules or Schedules(points)
@@ -147,7 +152,7 @@ class Generator:
     def _draw_swarm(self) -> Swarm:
         rng = self.rng
         kinds: dict[str, int] = {}
-        for kind, weight in WEIGHTS.items():
+        for kind, weight in self.weights.items():
             if kind in _ALWAYS or rng.random() < 0.75:
                 kinds[kind] = weight * rng.choice((1, 2, 2, 2, 4, 8))
         beside = {kind: weight for kind, weight in COMPANIONS.items() if kind in kinds}
@@ -185,6 +190,8 @@ class Generator:
 
     def dress(self, sketch: Sketch, op: Op) -> Step:
         """The op, whose process lives, as a step: as it is, with a failing allocation, or beside one or two others."""
+        if self.alone:
+            return Step((op,))
         rng = self.rng
         op = self._maybe_fail(op)
         if op.kind == "exit" or rng.random() >= _COLLIDE.get(op.kind, _COLLIDE_OTHERS):

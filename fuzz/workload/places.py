@@ -9,6 +9,8 @@ from emulator.geometry import PAGE_SHIFT, Geometry
 from fuzz.workload.sketch import Sketch, Span
 
 _WINDOW_TABLES: Final = 4  # a window is that many page tables long
+_LARGE: Final = 64  # entries: from here on a window of whole tables is too wide for operations to meet
+_LARGE_WINDOW: Final = 48  # pages of a window then, across the boundary of two tables rather than not
 _TRIES: Final = 4
 
 
@@ -27,6 +29,10 @@ class Places:
     def _window(self, pud: int) -> range:
         """Some page tables in a row; four in ten lie across the boundary between two tables of tables."""
         rng = self.rng
+        if self.huge >= _LARGE:
+            boundary = rng.randrange(self.huge, self.arena, self.huge)
+            start = boundary - rng.choice((_LARGE_WINDOW // 2, _LARGE_WINDOW // 2, _LARGE_WINDOW, 0))
+            return range(start, start + _LARGE_WINDOW)
         size = _WINDOW_TABLES * self.huge
         inner = range(pud, self.arena, pud)
         if inner and rng.random() < 0.4:
@@ -39,7 +45,7 @@ class Places:
         """A number of pages: mostly small, with what matters to huge pages among it."""
         rng = self.rng
         huge = self.huge
-        if rng.random() < 0.6:
+        if rng.random() < (0.95 if huge >= _LARGE else 0.6):
             return rng.choice((1, 1, 2, 2, 3, 4))
         return rng.choice((huge // 2, huge - 1, huge, huge, huge + 1, huge * 2))
 

@@ -1,0 +1,118 @@
+"""``vmafuzz conform``."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emulator.errors import UsageError
+from fuzz import files
+from fuzz.campaign.screen import duration
+from fuzz.cli.app import CLEAN, FINDINGS, PROFILE, ProfileOption, app
+from fuzz.cli.replay import load
+from fuzz.conform import campaign
+from fuzz.conform.report import explain
+from fuzz.conform.rounds import default_workers
+from fuzz.conform.session import Session
+from oracle.live import runner
+from oracle.live.view import Depth
+
+_EVERY = 10.0  # seconds between lines of progress
+
+
+@app.command()
+def conform(
+    steps: Annotated[int, typer.Option(help="Random steps to compare.", min=1)] = 20_000,
+    seed: Annotated[int | None, typer.Option(help="Of the first round; default: another one each time.", min=0)] = None,
+    workload: Annotated[Path | None, typer.Option(help="Compare this workload only.")] = None,
+    depth: Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")] = "maps",
+    profile: ProfileOption = PROFILE,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, max=512)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for divergences.")] = Path("out/conform"),
+    json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
+) -> int:
+    """Run the same workloads in the machine and on the running kernel, and compare after each step."""
+    deep = _depth(depth)
+    left_out = require_live(deep)
+    for sentence in left_out:
+        sys.stderr.write(f"not compared: {sentence}\n")
+    if workload is not None:
+        return _one(workload, profile, deep)
+    first = random.SystemRandom().randrange(1 << 31) if seed is None else seed
+    plan = campaign.Plan(profile, deep, steps, first, workers or default_workers(), out)
+    outcome = campaign.run(plan, _Progress(plan))
+    if json is not None:
+        files.write_json(json, campaign.for_json(plan, outcome, runner.kernel_release(), left_out))
+    print(_summary(plan, outcome))
+    return FINDINGS if outcome.found else CLEAN
+
+
+def require_live(depth: Depth) -> list[str]:
+    """What this machine cannot show, a sentence each. Raises ``UsageError`` when nothing can be compared."""
+    missing = runner.missing(Depth.MAPS)
+    if missing:
+        raise UsageError(f"nothing can be compared here: {'; '.join(missing)}")
+    return runner.missing(depth)
+
+
+def _depth(name: str) -> Depth:
+    try:
+        return Depth[name.upper()]
+    except KeyError:
+        raise UsageError(f"unknown depth {name!r}; there are {', '.join(d.name.lower() for d in Depth)}") from None
+
+
+def _one(path: Path, profile: str, depth: Depth) -> int:
+    """One workload of the user's."""
+    workload = load(path)
+    reason = runner.expressible(workload)
+    if reason:
+        raise UsageError(f"{path}: a running kernel cannot be asked for this: {reason}")
+    with Session(profile, depth) as session:
+        comparison = session.compare(workload)
+    if comparison.finding is None:
+        print(f"{path}: equal, {comparison.steps} steps at depth {depth.name.lower()}")
+        return CLEAN
+    print(f"{path}: differs\n{explain(workload, comparison)}")
+    return FINDINGS
+
+
+class _Progress:
+    """A line every ten seconds, and one for each new divergence at once."""
+
+    def __init__(self, plan: campaign.Plan) -> None:
+        self._plan = plan
+        self._next = time.monotonic() + _EVERY
+        self._known = 0
+
+    def __call__(self, outcome: campaign.Outcome) -> None:
+        now = time.monotonic()
+        if now < self._next and len(outcome.found) == self._known:
+            return
+        self._next = now + _EVERY
+        for found in outcome.found[self._known :]:
+            sys.stderr.write(f"differs: {found.signature} ({found.steps} steps)\n")
+        self._known = len(outcome.found)
+        sys.stderr.write(
+            f"[{duration(outcome.seconds)}] {outcome.steps:,} of {self._plan.steps:,} steps, "
+            f"{outcome.steps_per_second:,.0f}/s, differences {len(outcome.found)}\n"
+        )
+        sys.stderr.flush()
+
+
+def _summary(plan: campaign.Plan, outcome: campaign.Outcome) -> str:
+    lines = [
+        f"{plan.profile} against Linux {runner.kernel_release()}, depth {plan.depth.name.lower()}, "
+        f"seeds {plan.seed} to {plan.seed + outcome.rounds - 1}: {outcome.workloads:,} workloads, "
+        f"{outcome.steps:,} steps compared in {duration(outcome.seconds)} ({outcome.steps_per_second:,.0f}/s), "
+        f"{len(outcome.found) or 'no'} difference{'' if len(outcome.found) == 1 else 's'}."
+    ]
+    for number, found in enumerate(outcome.found, 1):
+        lines += ["", f"{number}. seen {found.seen} times", found.text]
+        lines.append(f"   {campaign.replay_line(found.workload, plan)}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""``vmafuzz conform``: does the machine do what the running Linux does?"""

@@ -1,0 +1,37 @@
+"""Who is wrong: whose results break the specification, which knows neither the machine nor the kernel."""
+
+from __future__ import annotations
+
+from emulator.geometry import PAGE_SHIFT
+from emulator.machine import Machine
+from emulator.workload import Step
+from oracle.live.view import StepView
+from oracle.specification import Specification
+from oracle.specification_page import Limits
+
+
+class Blame:
+    """Follows a workload on the specification; asked when the two sides differ."""
+
+    def __init__(self, machine: Machine) -> None:
+        geometry = machine.geometry
+        self._spec = Specification(
+            Limits(
+                top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
+                total=geometry.task_size >> PAGE_SHIFT,
+                mremap_flags=machine.image.design.mremap_flags,
+            )
+        )
+
+    def follow(self, step: Step, view: StepView, token: int) -> None:
+        """A step on which both agreed."""
+        self._spec.apply(step.ops[0], view.outcomes[0], token)
+
+    def of(self, step: Step, machine: StepView, live: StepView, token: int) -> str:
+        """Who is wrong about this step, with the promise that is broken; empty where the specification allows both."""
+        sentences = []
+        for who, view in (("the machine", machine), ("the kernel", live)):
+            refusal = self._spec.copy().apply(step.ops[0], view.outcomes[0], token)
+            if refusal is not None:
+                sentences.append(f"{who}: {refusal.detail}")
+        return "; ".join(sentences)

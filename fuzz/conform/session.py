@@ -1,0 +1,75 @@
+"""Runs one workload in the machine and on the running kernel and compares after each step."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple
+
+from emulator.designs.mainline import Mainline
+from emulator.errors import KernelBug
+from emulator.image import KernelImage
+from emulator.machine import Machine
+from emulator.workload import Workload, token
+from fuzz.conform.blame import Blame
+from oracle.finding import Finding, finding
+from oracle.live import machine_view
+from oracle.live.compare import compare
+from oracle.live.runner import LiveRun, LiveSystem
+from oracle.live.view import Depth, StepView
+
+
+class Comparison(NamedTuple):
+    """What came of one workload. ``steps``: that were compared and equal.
+
+    ``finding``: the first difference. ``machine`` and ``live``: what both showed after that step. ``wrong``: who
+    is, in a sentence, as far as the specification can tell.
+    """
+
+    steps: int
+    finding: Finding | None = None
+    machine: tuple[StepView, ...] = ()
+    live: tuple[StepView, ...] = ()
+    wrong: str = ""
+
+
+class Session:
+    """A running kernel and a machine that claims to be like it. Use as a context manager."""
+
+    def __init__(self, profile: str, depth: Depth) -> None:
+        self.profile = profile
+        self.depth = depth
+        self.image = KernelImage(Mainline)
+        self.live = LiveSystem(depth)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.close()
+
+    def compare(self, workload: Workload) -> Comparison:
+        """Run the workload on both, from empty, and stop at the first difference."""
+        run = self.live.run(workload)
+        machine = Machine(self.image, workload.geometry, self.profile)
+        blame = Blame(machine)
+        seen: list[StepView] = []
+        for index, (step, theirs) in enumerate(zip(workload.steps, run.steps, strict=False)):
+            try:
+                outcomes = machine.run_step(step)
+            except KernelBug as bug:
+                return self._differ(finding("live", "machine-bug", str(bug), index), seen, run, "the machine")
+            mine = StepView(tuple(outcomes), machine_view.view(machine, self.depth))
+            seen.append(mine)
+            found = compare(step, index, mine, theirs)
+            if found is not None:
+                return self._differ(found, seen, run, blame.of(step, mine, theirs, token(index, 0)))
+            blame.follow(step, mine, token(index, 0))
+        if run.fate:
+            found = finding("live", "fate", f"on the kernel: {run.fate}", len(seen), cause=run.fate.split(":")[0])
+            return self._differ(found, seen, run, "")
+        return Comparison(len(workload.steps))
+
+    def _differ(self, found: Finding, seen: list[StepView], run: LiveRun, wrong: str) -> Comparison:
+        return Comparison(found.step, found, tuple(seen), run.steps[: found.step + 1], wrong)

@@ -1,0 +1,43 @@
+"""Random workloads that a running kernel can be asked to do: no collisions, no injected failures, no kernel activity.
+
+What merges, splits and moves VMAs comes most often. A round is a stream of workloads from one seed; the same seed
+gives the same round on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Final
+
+from emulator.workload import Workload
+from fuzz.workload.domains import count_ops
+from fuzz.workload.generate import Generator
+
+GEOMETRY: Final = "x86-64"
+ROUND_STEPS: Final = 2000
+_LENGTHS: Final = (8, 16, 24, 32, 48, 60)  # steps of a workload: a fresh process costs as much as some twenty steps
+
+WEIGHTS: Final[dict[str, int]] = {
+    "mmap": 16,
+    "munmap": 8,
+    "mremap": 24,
+    "mprotect": 12,
+    "madvise": 8,
+    "fork": 3,
+    "exit": 1,
+    "read": 6,
+    "write": 14,
+    "exec": 1,
+}
+
+
+def round_of(seed: int, steps: int = ROUND_STEPS) -> Iterator[Workload]:
+    """Workloads of ``steps`` steps together, or a few more, the last one being whole."""
+    rng = Random(seed)
+    done = 0
+    while done < steps:
+        generator = Generator(rng, GEOMETRY, weights=WEIGHTS, alone=True)
+        workload = generator.generate(rng.choice(_LENGTHS))
+        done += count_ops(workload)
+        yield workload
