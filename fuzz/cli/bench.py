@@ -11,8 +11,11 @@ from rich.table import Table
 
 from fuzz import files
 from fuzz.campaign import benchmark
-from fuzz.cli.app import CLEAN, DESIGN, DesignOption, app
+from fuzz.cli.app import CLEAN, DESIGN, PROFILE, DesignOption, ProfileOption, app
 from fuzz.cli.campaign import require_atheris
+from fuzz.cli.conform import DepthOption, WorkersOption, depth_of, require_live
+from fuzz.conform.rounds import default_workers
+from fuzz.conform.sensitivity import Request, choose, try_all
 
 bench: typer.Typer = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
@@ -36,6 +39,35 @@ def speed(
 ) -> int:
     """Workloads of 16 steps a second on one core, with all oracles, as in a campaign."""
     return _measure(("own",), design, time, seed, json)
+
+
+@bench.command()
+def sensitivity(
+    mutants: Annotated[int, typer.Option(help="How many mistakes to plant, one at a time.", min=1)] = 30,
+    time: Annotated[float, typer.Option(help="Seconds for each.", min=0.1)] = 60.0,
+    seed: SeedOption = 1,
+    depth: DepthOption = "maps",
+    profile: ProfileOption = PROFILE,
+    workers: WorkersOption = None,
+    json: JsonOption = None,
+) -> int:
+    """One-line mistakes planted in the machine: the share that 'conform' notices."""
+    deep = depth_of(depth)
+    require_live(deep)
+    requests = [Request(mutant, profile, deep, seed, time) for mutant in choose(mutants, seed)]
+    trials = []
+    for trial in try_all(requests, workers or default_workers()):
+        trials.append(trial)
+        after = f"after {trial.seconds:5.1f} s: {trial.noticed}" if trial.noticed else "NOT NOTICED"
+        print(f"{trial.mutant}\n    {after}", flush=True)
+    noticed = sum(bool(trial.noticed) for trial in trials)
+    print(f"{noticed} of {len(trials)} noticed, at depth {depth}, {time:g} s each")
+    if json is not None:
+        rows = [
+            {"mutant": str(trial.mutant), "noticed": trial.noticed, "seconds": trial.seconds} for trial in trials
+        ]
+        files.write_json(json, {"depth": depth, "seed": seed, "noticed": noticed, "mutants": rows})
+    return CLEAN
 
 
 def _measure(modes: tuple[str, ...], design: str, seconds: float, seed: int, json: Path | None) -> int:

@@ -22,6 +22,9 @@ from fuzz.conform.session import Session
 from oracle.live import runner
 from oracle.live.view import Depth
 
+DepthOption = Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")]
+WorkersOption = Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, max=512)]
+
 _EVERY = 10.0  # seconds between lines of progress
 
 
@@ -30,14 +33,14 @@ def conform(
     steps: Annotated[int, typer.Option(help="Random steps to compare.", min=1)] = 20_000,
     seed: Annotated[int | None, typer.Option(help="Of the first round; default: another one each time.", min=0)] = None,
     workload: Annotated[Path | None, typer.Option(help="Compare this workload only.")] = None,
-    depth: Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")] = "maps",
+    depth: DepthOption = "maps",
     profile: ProfileOption = PROFILE,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, max=512)] = None,
+    workers: WorkersOption = None,
     out: Annotated[Path, typer.Option(help="Folder for divergences.")] = Path("out/conform"),
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> int:
     """Run the same workloads in the machine and on the running kernel, and compare after each step."""
-    deep = _depth(depth)
+    deep = depth_of(depth)
     left_out = require_live(deep)
     for sentence in left_out:
         sys.stderr.write(f"not compared: {sentence}\n")
@@ -60,7 +63,8 @@ def require_live(depth: Depth) -> list[str]:
     return runner.missing(depth)
 
 
-def _depth(name: str) -> Depth:
+def depth_of(name: str) -> Depth:
+    """The depth of that name. Raises ``UsageError`` that says which there are."""
     try:
         return Depth[name.upper()]
     except KeyError:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from emulator.designs.mainline import Mainline
 from emulator.errors import KernelBug
-from emulator.image import KernelImage
+from emulator.image import KernelImage, Transform
 from emulator.machine import Machine
 from emulator.workload import Workload, token
 from fuzz.conform.blame import Blame
@@ -33,12 +33,15 @@ class Comparison(NamedTuple):
 
 
 class Session:
-    """A running kernel and a machine that claims to be like it. Use as a context manager."""
+    """A running kernel and a machine that claims to be like it. Use as a context manager.
 
-    def __init__(self, profile: str, depth: Depth) -> None:
+    ``transform`` rewrites the machine's kernel code, to see whether that is noticed.
+    """
+
+    def __init__(self, profile: str, depth: Depth, transform: Transform | None = None) -> None:
         self.profile = profile
         self.depth = depth
-        self.image = KernelImage(Mainline)
+        self.image = KernelImage(Mainline, transform)
         self.live = LiveSystem(depth)
 
     def __enter__(self) -> Session:
