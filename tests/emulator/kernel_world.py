@@ -53,6 +53,7 @@ class World:
         self.image = kernel_image(design)
         self.machine = Machine(self.image, geometry, profile)
         self.last = Outcome(0)
+        self.steps: list[Step] = []  # what was asked for, to ask a running kernel for the same
         # the posted relocation takes folio locks under the page-table lock (found by syzkaller in June 2025)
         self.expected_warnings = {"sleep-in-atomic"} if issubclass(design, RelocateAnon) else set()
 
@@ -60,7 +61,8 @@ class World:
 
     def do(self, kind: str, *args: int, proc: int = 0, fail_nth: int = 0) -> int:
         """Run one op; its result. The whole outcome is in ``last``."""
-        self.last = self.machine.run_step(Step((Op(kind, proc, args, fail_nth),)))[0]
+        self.steps.append(Step((Op(kind, proc, args, fail_nth),)))
+        self.last = self.machine.run_step(self.steps[-1])[0]
         return self.last.ret
 
     def collide(self, ops: Iterable[Op], schedule: Iterable[Switch] = ()) -> list[Outcome]:
