@@ -19,7 +19,8 @@ from fuzz.conform import campaign
 from fuzz.conform.report import explain
 from fuzz.conform.rounds import default_workers
 from fuzz.conform.session import Session
-from oracle.live import runner
+from oracle.live import facilities
+from oracle.live.calls import expressible
 from oracle.live.view import Depth
 
 DepthOption = Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")]
@@ -50,17 +51,17 @@ def conform(
     plan = campaign.Plan(profile, deep, steps, first, workers or default_workers(), out)
     outcome = campaign.run(plan, _Progress(plan))
     if json is not None:
-        files.write_json(json, campaign.for_json(plan, outcome, runner.kernel_release(), left_out))
+        files.write_json(json, campaign.for_json(plan, outcome, facilities.kernel_release(), left_out))
     print(_summary(plan, outcome))
     return FINDINGS if outcome.found else CLEAN
 
 
 def require_live(depth: Depth) -> list[str]:
     """What this machine cannot show, a sentence each. Raises ``UsageError`` when nothing can be compared."""
-    missing = runner.missing(Depth.MAPS)
+    missing = facilities.missing(Depth.MAPS)
     if missing:
         raise UsageError(f"nothing can be compared here: {'; '.join(missing)}")
-    return runner.missing(depth)
+    return facilities.missing(depth)
 
 
 def depth_of(name: str) -> Depth:
@@ -74,7 +75,7 @@ def depth_of(name: str) -> Depth:
 def _one(path: Path, profile: str, depth: Depth) -> int:
     """One workload of the user's."""
     workload = load(path)
-    reason = runner.expressible(workload)
+    reason = expressible(workload)
     if reason:
         raise UsageError(f"{path}: a running kernel cannot be asked for this: {reason}")
     with Session(profile, depth) as session:
@@ -111,7 +112,7 @@ class _Progress:
 
 def _summary(plan: campaign.Plan, outcome: campaign.Outcome) -> str:
     lines = [
-        f"{plan.profile} against Linux {runner.kernel_release()}, depth {plan.depth.name.lower()}, "
+        f"{plan.profile} against Linux {facilities.kernel_release()}, depth {plan.depth.name.lower()}, "
         f"seeds {plan.seed} to {plan.seed + outcome.rounds - 1}: {outcome.workloads:,} workloads, "
         f"{outcome.steps:,} steps compared in {duration(outcome.seconds)} ({outcome.steps_per_second:,.0f}/s), "
         f"{len(outcome.found) or 'no'} difference{'' if len(outcome.found) == 1 else 's'}."

@@ -90,8 +90,7 @@ def _keep(plan: Plan, divergence: Divergence) -> Found:
     with Session(plan.profile, plan.depth) as session:
 
         def differs(candidate: Workload) -> bool:
-            got = session.compare(candidate).finding
-            return got is not None and got.signature == divergence.signature
+            return session.shows(candidate, divergence.signature)
 
         small = workload  # a difference that does not come again is kept as it was met
         if differs(workload):

@@ -115,8 +115,18 @@ def _places(tree: ast.Module) -> Iterator[tuple[Any, Change]]:
     """Every place in a function where something can be changed, in the order of the source."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
+            _strip_annotations(function)
             for node in ast.walk(function):
                 yield from _changes(node)
+
+
+def _strip_annotations(function: ast.FunctionDef) -> None:
+    """They are not run."""
+    for node in ast.walk(function):
+        if isinstance(node, (ast.AnnAssign, ast.arg)):
+            node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[Any, Change]]:

@@ -13,8 +13,9 @@ from emulator.workload import Workload, token
 from fuzz.conform.blame import Blame
 from oracle.finding import Finding, finding
 from oracle.live import machine_view
+from oracle.live.calls import expressible
 from oracle.live.compare import compare
-from oracle.live.runner import LiveRun, LiveSystem
+from oracle.live.system import LiveRun, LiveSystem
 from oracle.live.view import Depth, StepView
 
 
@@ -73,6 +74,13 @@ class Session:
             found = finding("live", "fate", f"on the kernel: {run.fate}", len(seen), cause=run.fate.split(":")[0])
             return self._differ(found, seen, run, "")
         return Comparison(len(workload.steps))
+
+    def shows(self, workload: Workload, signature: str) -> bool:
+        """Whether the workload, if a kernel can run it, ends in this difference."""
+        if expressible(workload):
+            return False
+        found = self.compare(workload).finding
+        return found is not None and found.signature == signature
 
     def _differ(self, found: Finding, seen: list[StepView], run: LiveRun, wrong: str) -> Comparison:
         return Comparison(found.step, found, tuple(seen), run.steps[: found.step + 1], wrong)

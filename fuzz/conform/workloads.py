@@ -13,6 +13,7 @@ from typing import Final
 from emulator.workload import Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
+from oracle.live.calls import expressible
 
 GEOMETRY: Final = "x86-64"
 ROUND_STEPS: Final = 2000
@@ -39,5 +40,7 @@ def round_of(seed: int, steps: int = ROUND_STEPS) -> Iterator[Workload]:
     while done < steps:
         generator = Generator(rng, GEOMETRY, weights=WEIGHTS, alone=True)
         workload = generator.generate(rng.choice(_LENGTHS))
+        if expressible(workload):
+            continue  # it reaches beyond the arena
         done += count_ops(workload)
         yield workload

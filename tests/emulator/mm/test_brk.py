@@ -9,6 +9,8 @@ from emulator.mm_types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_SEALED
 from emulator.uapi import EFAULT, ENOMEM, EPERM, PROT_NONE, SIGSEGV
 from tests.emulator.kernel_world import World, profile_with
 
+pytestmark = pytest.mark.live
+
 
 class Heap(World):
     """A world whose heap begins at page 20."""

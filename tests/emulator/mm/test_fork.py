@@ -16,6 +16,8 @@ from emulator.mm_types import (
 from emulator.uapi import EBUSY, ENOMEM, ESRCH, MAP_FIXED, MAP_NORESERVE, MAP_SHARED, PROT_READ
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
+pytestmark = pytest.mark.live
+
 
 def forked(pages: int = 3, flag: int = 0) -> World:
     """Three pages, the first two written, some flag set by hand, and a child."""

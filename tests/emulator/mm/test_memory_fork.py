@@ -27,6 +27,8 @@ from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World
 from tests.emulator.mm.world import PIN_RW, anon_vma_of, faulted, huge, isolated
 from tests.emulator.references import check_all, every_cut
 
+pytestmark = pytest.mark.live
+
 
 def test_pages_become_read_only_on_both_sides() -> None:
     """Shared, not exclusive, counted twice; the child's entry is old."""

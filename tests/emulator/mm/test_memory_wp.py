@@ -10,6 +10,8 @@ from tests.emulator.kernel_world import RW, World
 from tests.emulator.mm.world import anon_vma_of, fault, faulted, huge, isolated
 from tests.emulator.references import check_all
 
+pytestmark = pytest.mark.live
+
 SHARED_FIXED = MAP_SHARED | MAP_FIXED
 
 

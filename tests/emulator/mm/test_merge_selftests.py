@@ -10,6 +10,8 @@ import pytest
 from tests.emulator.kernel_world import World
 from tests.emulator.map_script import ScriptRunner
 
+pytestmark = pytest.mark.live
+
 # geometry, and how far away "+1" is: aligned to page tables like the carve-out, and not
 WORLDS = [("x86-64", 1000), ("x86-64", 1024), ("small8", 64), ("small8", 67), ("small4", 32)]
 

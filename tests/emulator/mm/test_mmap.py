@@ -41,6 +41,8 @@ from emulator.uapi import (
 )
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
+pytestmark = pytest.mark.live
+
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
 FIXED = ANON | MAP_FIXED
 NOREPLACE = ANON | MAP_FIXED_NOREPLACE

@@ -25,6 +25,8 @@ from emulator.uapi import (
 )
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
+pytestmark = pytest.mark.live
+
 BASE = 64 * PAGE_SIZE
 NR = PRIVATE_FIXED | MAP_NORESERVE
 

@@ -23,6 +23,8 @@ from emulator.uapi import (
 )
 from tests.emulator.kernel_world import RW, World, profile_with
 
+pytestmark = pytest.mark.live
+
 FIXED = MREMAP_MAYMOVE | MREMAP_FIXED
 DONTUNMAP = MREMAP_MAYMOVE | MREMAP_DONTUNMAP
 TASK_PAGES = 4095  # of small8

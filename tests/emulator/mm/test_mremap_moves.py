@@ -21,6 +21,8 @@ from emulator.uapi import (
 )
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
+pytestmark = pytest.mark.live
+
 FIXED = MREMAP_MAYMOVE | MREMAP_FIXED
 DONTUNMAP = MREMAP_MAYMOVE | MREMAP_DONTUNMAP
 

@@ -12,6 +12,8 @@ from emulator.hw.pgtable import PageTable
 from emulator.uapi import EINVAL, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE
 from tests.emulator.kernel_world import RW, World
 
+pytestmark = pytest.mark.live
+
 FIXED = MREMAP_MAYMOVE | MREMAP_FIXED
 GEOMETRIES = ["small4", "small8", "x86-64"]
 

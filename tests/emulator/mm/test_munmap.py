@@ -9,6 +9,8 @@ from emulator.mm_types import VM_SEALED
 from emulator.uapi import EINVAL, ENOMEM, EPERM, PROT_NONE, PROT_READ
 from tests.emulator.kernel_world import PRIVATE_FIXED, World, profile_with
 
+pytestmark = pytest.mark.live
+
 BASE = 64 * PAGE_SIZE  # arena page 0 of small8
 TASK = 4095 * PAGE_SIZE
 

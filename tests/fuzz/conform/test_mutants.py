@@ -24,7 +24,8 @@ from fuzz.conform.workloads import round_of
         ("a & b", "a | b"),
         ("c += 1", "pass"),
         ("f(a)", "pass"),
-        ("m.sched.point('x.y')", None),
+        ("m.sched.point('x.y')", None),  # has no effect where nothing runs beside
+        ("a: int | None = f", None),  # is not run
         ("if a:\n    return 1", "if not a:\n    return 1"),
     ],
 )
