@@ -1,4 +1,4 @@
-"""A comparison with the running kernel notices a machine that is wrong, says who is, and is silent about a right one."""
+"""Comparing with the running kernel: a wrong machine is noticed, and who is wrong is said; a right one passes."""
 
 from __future__ import annotations
 
