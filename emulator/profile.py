@@ -34,13 +34,18 @@ class Profile(NamedTuple):
     # ---- VMA flags
     vm_ignore_merge: int = VM_MAYBE_GUARD  # VM_STICKY: do not stop a merge (VM_SOFTDIRTY not configured)
 
+    # ---- mm/rmap.c
+    # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
+    # several idle ancestors a fork uses again: the oldest, before.
+    clone_reverses_chain: bool = False
+
 
 PROFILES: Final[dict[str, Profile]] = {
     profile.name: profile
     for profile in (
         Profile("5.17", vm_ignore_merge=0),
         Profile("6.18"),
-        Profile("7.0"),
+        Profile("7.0", clone_reverses_chain=True),
     )
 }
 """By name, the oldest kernel first."""

@@ -172,6 +172,7 @@ def maybe_reuse_anon_vma(dst: VmAreaStruct, anon_vma: AnonVma) -> None:
 def anon_vma_clone(dst: VmAreaStruct, src: VmAreaStruct, operation: int) -> int:
     """Give ``dst`` an AVC for each AVC of ``src``. VMA_OP_*; ``dst.anon_vma`` is that of ``src``, or None in a fork.
 
+    The copy has the order of ``src``, youngest anon_vma first, and a fork looks from its end for one to use again.
     -ENOMEM leaves ``dst`` unfaulted with an empty chain.
     """
     check_anon_vma_clone(dst, src, operation)
@@ -180,7 +181,8 @@ def anon_vma_clone(dst: VmAreaStruct, src: VmAreaStruct, operation: int) -> int:
         return 0
     m = dst.vm_mm.machine
     chain = dst.anon_vma_chain
-    for old in src.anon_vma_chain:
+    turned = m.profile.clone_reverses_chain
+    for old in src.anon_vma_chain if turned else reversed(src.anon_vma_chain):
         avc = anon_vma_chain_alloc(m, dst, old.anon_vma)
         if avc is None:
             cleanup_partial_anon_vmas(dst)

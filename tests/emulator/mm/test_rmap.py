@@ -97,9 +97,10 @@ def test_two_faults_prepare_at_once() -> None:
 # ---- cloning a chain
 
 
-def test_clone_for_a_split() -> None:
-    """The copy is in the same trees under its own range, in reverse chain order, and counted as active."""
-    world = faulted()
+@pytest.mark.parametrize(("profile", "turned"), [("6.18", False), ("7.0", True)])
+def test_clone_for_a_split(profile: str, turned: bool) -> None:
+    """The copy is in the same trees under its own range, in the order of that kernel, and counted as active."""
+    world = faulted(profile=profile)
     world.fork()
     world.write(0, proc=1)
     src = world.vma(0, 1)
@@ -108,7 +109,7 @@ def test_clone_for_a_split() -> None:
     dst.anon_vma = src.anon_vma
     rmap = world.image.rmap
     assert rmap.anon_vma_clone(dst, src, rmap.VMA_OP_SPLIT) == 0
-    assert chain_of(dst) == chain_of(src)[::-1]
+    assert chain_of(dst) == chain_of(src)[:: -1 if turned else 1]
     assert anon_vma_of(world, 0, 1).num_active_vmas == 2
     for avc in dst.anon_vma_chain:
         assert avc.key in avc.anon_vma.rb_root
@@ -197,13 +198,11 @@ def test_child_has_an_anon_vma_of_its_own() -> None:
 
 
 def test_grandchild_reaches_every_ancestor() -> None:
-    """One AVC for each generation."""
+    """One AVC for each generation, the youngest first."""
     world = faulted()
     world.fork(1)
     world.fork(2, proc=1)
-    assert {a.serial for a in chain_of(world.vma(0, 2))} == {
-        anon_vma_of(world, 0, p).serial for p in (0, 1, 2)
-    }
+    assert chain_of(world.vma(0, 2)) == [anon_vma_of(world, 0, p) for p in (2, 1, 0)]
     assert anon_vma_of(world, 0, 2).root is anon_vma_of(world, 0)
     world.check()
 
@@ -229,6 +228,23 @@ def test_anon_vma_without_a_vma_is_used_again() -> None:
     assert anon_vma_of(world, 0, 3) is middle
     assert middle.num_active_vmas == 1
     assert len(world.machine.anon_vmas_live) == 3
+    world.check()
+
+
+@pytest.mark.parametrize(("profile", "used"), [("6.18", 1), ("7.0", 2)])
+def test_which_idle_ancestor_is_used_again(profile: str, used: int) -> None:
+    """Two generations in the middle have exited: 6.18 takes the oldest, 7.0 has turned the chain round."""
+    world = faulted(profile=profile)
+    world.fork(1)
+    world.fork(2, proc=1)
+    world.fork(3, proc=2)
+    assert world.do("exit") == 0
+    world.fork(0, proc=3)
+    wanted = anon_vma_of(world, 0, used)
+    for proc in (1, 2):
+        assert world.do("exit", proc=proc) == 0
+    world.fork(1)
+    assert anon_vma_of(world, 0, 1) is wanted
     world.check()
 
 

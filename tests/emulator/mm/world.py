@@ -14,9 +14,9 @@ from tests.emulator.kernel_world import World
 PIN_RW = FOLL_PIN | FOLL_WRITE
 
 
-def faulted(pages: int = 4) -> World:
+def faulted(pages: int = 4, profile: str = "6.18") -> World:
     """One VMA of ``pages`` pages, the first written."""
-    world = World()
+    world = World(profile=profile)
     world.mmap(0, pages)
     world.write(0)
     return world
