@@ -59,7 +59,7 @@ class AnonView(NamedTuple):
     parent: int
     num_children: int
     num_active_vmas: int
-    chain: int  # AVCs of the VMA; -1 where the kernel does not tell
+    chain: tuple[int, ...]  # anon_vmas of its AVCs, from the head of the chain
 
 
 class FolioView(NamedTuple):
