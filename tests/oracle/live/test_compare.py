@@ -22,7 +22,7 @@ from oracle.live.view import (
 NONE: frozenset[str] = frozenset()
 VMA = VmaView(3, 8, 3, False, 0, 0, frozenset(("ac",)))
 PAGE = PageView(3, "present", True, 0, 1, frozenset(("anon",)))
-ANON = AnonView(3, 3, 0, 0, 0, 1, 1, 1)
+ANON = AnonView(3, 3, 0, 0, 0, 1, 1, (0,))
 FOLIO = FolioView(3, 0, 3)
 PROCESS = ProcessView((VMA,), Counters(5, 0, 5, 0), (PAGE,), (ANON,), (FOLIO,))
 STEP = Step((Op("mremap", 0, (3, 5, 5, 3, 20)),))
@@ -54,6 +54,7 @@ def test_equal() -> None:
         (step(PROCESS._replace(pages=(PAGE, PAGE._replace(page=4)))), "live/page:mremap, only on the kernel"),
         (step(PROCESS._replace(pages=(PAGE._replace(mapcount=2),))), "live/page:mremap, mapcount"),
         (step(PROCESS._replace(anon_vmas=(ANON._replace(num_children=2),))), "live/anon-vma:mremap, num_children"),
+        (step(PROCESS._replace(anon_vmas=(ANON._replace(chain=(0, 1)),))), "live/anon-vma:mremap, chain"),
         (step(PROCESS._replace(folios=(FOLIO._replace(pgoff=7),))), "live/folio:mremap, pgoff"),
     ],
 )
