@@ -124,13 +124,23 @@ class _Search:
     def _compare(self, spec: Specification, order: tuple[int, ...]) -> Explanation | None:
         wild = bool(spec.wild)
         if wild:
+            copied = self._wild_stores(spec)
             self.visible.settle_wild_writes(spec)
+            self.visible.settle_wild_copies(spec, self.table, copied)
         difference = self.visible.first_difference(spec, self.table)
         if difference is None:
             return Explanation(order, wild, spec)
         what, label, page = difference
         self._note(len(order), what, order, [(label, page)])
         return None
+
+    def _wild_stores(self, spec: Specification) -> list[tuple[int, int]]:
+        """(sub-page offset, token) of what the collision stored through references without a promise."""
+        return [
+            (op.args[1], token(self.index, number))
+            for number, op in enumerate(self.step.ops)
+            if op.kind == "pin_write" and op.args[0] in spec.wild
+        ]
 
     def _note(
         self, length: int, what: tuple[str, str, str], order: tuple[int, ...], pages: list[tuple[int, int]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_SHARED
-from oracle.contents import pack
+from oracle.contents import LANE, pack
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY, Observer
@@ -247,6 +247,32 @@ class VisibleOracle:
                         number = (leaf.address >> PAGE_SHIFT) - self._first + within
                         self.view.take_content(spec, leaf.mm.label, number)
         spec.wild.clear()
+
+    def settle_wild_copies(self, spec: Specification, table: Table, stores: list[tuple[int, int]]) -> None:
+        """The same where another op of the collision has copied the page between the store and now.
+
+        ``stores``: (sub-page offset, token). A token is unique, so who shows it has it from there.
+        """
+        for label, numbers in table.items():
+            mm = self._observer.machine.procs.get(label)
+            for number, _ in self.suspects(spec, label, dict.fromkeys(numbers, UNKNOWN)):
+                page = spec.procs[label].get(number)
+                address = number + self._first << PAGE_SHIFT
+                vma = mm.mm_mt.lookup(address) if mm is not None else None
+                if page is None or mm is None or vma is None:
+                    continue
+                got = self.view.content(vma, address, self.view.entry(mm, address))
+                if _is_copy(got, spec.content(page), stores):
+                    self.view.take_content(spec, label, number)
+
+
+def _is_copy(got: int, want: int, stores: list[tuple[int, int]]) -> bool:
+    """Is ``got`` what ``want`` is after one of the stores (sub-page offset, token)?"""
+    for at, token in stores:
+        lane = ((1 << LANE) - 1) << at * LANE
+        if got == want & ~lane | token << at * LANE:
+            return True
+    return False
 
 
 def spans_of(op: Op, ret: int) -> list[tuple[int, int]]:

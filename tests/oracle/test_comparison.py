@@ -7,7 +7,8 @@ import pytest
 from emulator.hw.pte import SOFTLEAF_MARKER, SOFTLEAF_SWAP, USER, mk_pte, mk_softleaf
 from emulator.mm_types import VM_WRITE
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Outcome, file_token
-from oracle.comparison import VisibleOracle
+from oracle.comparison import VisibleOracle, _is_copy
+from oracle.contents import pack_data
 from oracle.finding import Finding
 from oracle.specification import Specification
 from oracle.specification_page import Backing, Limits, Page, PinState
@@ -292,3 +293,20 @@ def test_touched_names_what_a_step_may_have_changed(scene: Scene) -> None:
     scene.anon.vm_flags &= ~VM_WRITE
     scene.world.look()
     assert set(range(6, 12)) <= set(scene.oracle.touched((), [])[0])
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "copy"),
+    [
+        (((0, 7), (1, 2)), ((0, 5), (1, 2)), True),  # the store, and all else as it was
+        (((0, 7),), (), True),
+        (((0, 8), (1, 2)), ((0, 5), (1, 2)), False),  # another token
+        (((1, 7), (0, 5)), ((0, 5),), False),  # another place in the page
+        (((0, 7), (1, 9)), ((0, 5), (1, 2)), False),  # something else has changed as well
+    ],
+)
+def test_a_copy_of_a_wild_store(
+    got: tuple[tuple[int, int], ...], want: tuple[tuple[int, int], ...], copy: bool
+) -> None:
+    """Only the very token that was stored through a reference may show, and nothing else with it."""
+    assert _is_copy(pack_data(got), pack_data(want), [(0, 7), (2, 11)]) is copy
