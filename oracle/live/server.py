@@ -6,7 +6,8 @@ each way for a whole workload: four bytes of length, then marshal. Ends at the e
 
 Answers are ``("done", fate, steps)``, a step being ``(result, contents, {label: (mappings, counts)}, pages)`` with the
 processes that the step can have changed (None: ended), or ``("error", text)``: something of ours is wrong. ``pages`` is
-None above the depth of pages, else ``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them.
+None above the depth of pages, else ``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them, or
+empty: as after the step before.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Run:
         self.processes: dict[int, Process] = {}
         self.proc_files: dict[int, ProcFiles] = {}
         self.steps: list[Any] = []
+        self.pages: Any = None  # of all processes after the last step
         pid = server.context.processor.fork()
         if pid == 0:
             execute(server.context, self.channels, server.pid)
@@ -131,8 +133,9 @@ class Run:
             self.steps.append((result, data, seen, None))
             return
         entries = {label: reader.entries(files.pagemap) for label, files in sorted(self.proc_files.items())}
-        numbers = set().union(*map(frame_numbers, entries.values()))
-        self.steps.append((result, data, seen, (entries, reader.frames(numbers))))
+        pages = entries, reader.frames(set().union(*map(frame_numbers, entries.values())))
+        self.steps.append((result, data, seen, () if pages == self.pages else pages))
+        self.pages = pages
 
     def _end(self, process: Process) -> None:
         how = process.reap(self.deadline - time.monotonic())

@@ -17,7 +17,7 @@ from oracle.live.calls import expressible, has_swap
 from oracle.live.parse import VmaParser, counters, parse_pages
 from oracle.live.server import read_message, write_message
 from oracle.live.surroundings import ENVIRONMENT
-from oracle.live.view import Counters, Depth, ProcessView, StepView
+from oracle.live.view import Counters, Depth, PageView, ProcessView, StepView
 
 _GRACE: Final = 15.0  # seconds that the server gets to kill and to answer, once the workload's time is over
 _ROOT: Final = Path(__file__).parents[2]  # the folder that holds the packages
@@ -127,6 +127,7 @@ class LiveSystem:
         """Step views from what the server sent: a process that a step did not show is as it was."""
         found = []
         processes = {0: EMPTY}
+        page_views: dict[int, tuple[PageView, ...]] = {}
         for result, data, seen, pages in steps:
             processes = dict(processes)
             for label, shown in seen.items():
@@ -135,9 +136,10 @@ class LiveSystem:
                     continue
                 records, counts = shown
                 processes[label] = ProcessView(tuple(map(self._vma, records)), counters(counts, self._empty))
-            if pages is not None:
-                for label, page_views in parse_pages(*pages).items():
-                    processes[label] = processes[label]._replace(pages=page_views)
+            if pages:
+                page_views = parse_pages(*pages)
+            for label, shown_pages in page_views.items():
+                processes[label] = processes[label]._replace(pages=shown_pages)
             found.append(StepView((Outcome(result, data),), processes))
         return tuple(found)
 
