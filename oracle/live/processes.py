@@ -17,6 +17,7 @@ from oracle.live.calls import CALLS, Context
 from oracle.live.processor import SYS_PRCTL, Processor
 
 _PR_SET_PDEATHSIG: Final = 1
+_KILL_SECONDS: Final = 5.0  # that a killed process gets to end
 _MESSAGE_MAX: Final = 4096  # bytes (PIPE_BUF): written and read in one piece
 
 
@@ -67,7 +68,7 @@ class Process:
         waiting = select.poll()
         waiting.register(self._pidfd, select.POLLIN)
         if not waiting.poll(max(0.0, seconds) * 1000):
-            return f"cannot be ended (pid {self.pid})"
+            return f"process {self.label} (pid {self.pid}) does not end"
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0
         code = os.waitstatus_to_exitcode(status)
@@ -76,11 +77,11 @@ class Process:
         return f"exited with status {code}" if code else ""
 
     def kill(self) -> str:
-        """Kill it unless it is gone; empty, or why that did not work."""
+        """Kill it unless it is gone; empty, or that it does not end even so."""
         if not self.pid:
             return ""
         os.kill(self.pid, signal.SIGKILL)
-        how = self.reap(5.0)
+        how = self.reap(_KILL_SECONDS)
         return how if self.pid else ""
 
     def close(self) -> None:

@@ -62,16 +62,16 @@ class Server:
         if any(kind == "mmap" and args[4] for _, kind, args in orders):
             self.files.reset()
         run = Run(self, time.monotonic() + seconds)
+        fate = ""
         try:
             for number, order in enumerate(orders):
-                try:
-                    run.step(order, token(number, 0))
-                except Ended as end:
-                    proc, kind, _ = order
-                    return f"step {number} ({kind} of process {proc}): {end}", run.steps
-            return "", run.steps
+                run.step(order, token(number, 0))
+        except Ended as end:
+            proc, kind, _ = order
+            fate = f"step {number} ({kind} of process {proc}): {end}"
         finally:
-            run.close()
+            left = run.close()
+        return ", ".join(filter(None, (fate, left))), run.steps
 
 
 class Run:
@@ -147,14 +147,13 @@ class Run:
         self.processes.pop(label).close()
         self.proc_files.pop(label).close()
 
-    def close(self) -> None:
-        """Kill whoever is left."""
+    def close(self) -> str:
+        """Kill whoever is left; empty, or who cannot be killed."""
         left = [process.kill() for process in self.processes.values()]
         for label in list(self.processes):
             self._forget(label)
         self.channels.close()
-        if any(left):
-            raise RuntimeError("a process of the workload " + ", ".join(filter(None, left)))
+        return ", ".join(filter(None, left))
 
 
 def read_message(handle: int) -> Any:
@@ -192,13 +191,14 @@ def main() -> None:
         write_message(1, ("error", f"no live kernel to compare with: {error}"))
         return
     write_message(1, ("ready", server.files.inodes, server.empty))
-    while (request := read_message(0)) is not None:
-        try:
-            fate, steps = server.run(*request)
-            answer: tuple[Any, ...] = ("done", fate, steps)
-        except (OSError, RuntimeError, ValueError) as error:
-            answer = ("error", f"{type(error).__name__}: {error}")
-        write_message(1, answer)
+    with contextlib.suppress(BrokenPipeError):  # the client is gone
+        while (request := read_message(0)) is not None:
+            try:
+                fate, steps = server.run(*request)
+                answer: tuple[Any, ...] = ("done", fate, steps)
+            except (OSError, RuntimeError, ValueError) as error:
+                answer = ("error", f"{type(error).__name__}: {error}")
+            write_message(1, answer)
 
 
 if __name__ == "__main__":
