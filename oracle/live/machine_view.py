@@ -11,6 +11,7 @@ from emulator.hw.pte import PRESENT, SPECIAL, is_guard
 from emulator.machine import Machine
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_MAYSHARE, Folio, MmStruct, VmAreaStruct
 from oracle.leaves import KIND_MARKER, leaf_key
+from oracle.live.rmap_view import machine_rmap
 from oracle.live.view import Counters, Depth, PageView, ProcessView, VmaView
 
 # Which two letters /proc/PID/smaps shows for a flag (fs/proc/task_mmu.c).
@@ -46,7 +47,11 @@ Numbers = dict[tuple[str, int], int]
 def view(machine: Machine, depth: Depth) -> dict[int, ProcessView]:
     """Every living process by label."""
     numbers: Numbers = {}
-    return {label: _process(mm, depth, numbers) for label, mm in sorted(machine.procs.items())}
+    found = {label: _process(mm, depth, numbers) for label, mm in sorted(machine.procs.items())}
+    if depth >= Depth.RMAP:
+        for label, (anon_vmas, folios) in machine_rmap(machine).items():
+            found[label] = found[label]._replace(anon_vmas=anon_vmas, folios=folios)
+    return found
 
 
 def _process(mm: MmStruct, depth: Depth, numbers: Numbers) -> ProcessView:

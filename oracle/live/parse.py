@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from emulator.geometry import PAGE_SHIFT
 from oracle.live.calls import ARENA_START
-from oracle.live.pages import PM_EXCLUSIVE, PM_GUARD, PM_PFN, PM_SWAP, Frames
+from oracle.live.pages import PM_EXCLUSIVE, PM_GUARD, PM_PFN, PM_PRESENT, PM_SWAP, Frames
 from oracle.live.proc import Counts
 from oracle.live.view import Counters, PageView, VmaView
 
@@ -28,6 +28,9 @@ _KPF_ZERO_PAGE: Final = 1 << 24
 _PROT: Final = {ord("r"): 1, ord("w"): 2, ord("x"): 4}
 _PAGES_PER_KB: Final = 4  # kB a page
 _CACHE_MAX: Final = 1 << 16
+
+Entries = Mapping[int, Sequence[tuple[int, int]]]
+"""By label, (arena page, entry of /proc/PID/pagemap)."""
 
 
 class VmaParser:
@@ -91,3 +94,11 @@ def _page(page: int, entry: int, frames: Frames, numbers: dict[int, int]) -> Pag
     names = frozenset(name for bit, name in KPF_NAMES.items() if flags & bit)
     exclusive = bool(entry & PM_EXCLUSIVE)
     return PageView(page, "present", exclusive, numbers.setdefault(place, len(numbers)), count, names)
+
+
+def present_frames(entries: Entries) -> dict[int, dict[int, int]]:
+    """By label, arena page to frame number."""
+    return {
+        label: {page: entry & PM_PFN for page, entry in of_process if entry & PM_PRESENT}
+        for label, of_process in entries.items()
+    }

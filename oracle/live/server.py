@@ -8,6 +8,9 @@ Answers are ``("done", fate, steps)``, a step being ``(result, contents, {label:
 processes that the step can have changed (None: ended), or ``("error", text)``: something of ours is wrong. ``pages`` is
 None above the depth of pages, else ``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them, or
 empty: as after the step before.
+
+At the depth of the reverse map the server says ``("look", {label: pid}, frame numbers)`` after each step, and the
+processes stand still until anything comes back.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class Server:
         self.files = Files(processor := Processor(), folder)
         self.context = Context(processor, self.files.handles)
         self.pid = os.getpid()
+        self.pauses = depth >= Depth.RMAP
         self.below = sum(
             mapping.end <= ARENA_START for mapping in mappings()
         )  # VMAs that are none of the arena's
@@ -136,6 +140,11 @@ class Run:
         pages = entries, reader.frames(set().union(*map(frame_numbers, entries.values())))
         self.steps.append((result, data, seen, () if pages == self.pages else pages))
         self.pages = pages
+        if self.server.pauses:
+            pids = {label: process.pid for label, process in self.processes.items()}
+            write_message(1, ("look", pids, list(pages[1])))
+            if read_message(0) is None:
+                raise BrokenPipeError
 
     def _end(self, process: Process) -> None:
         how = process.reap(self.deadline - time.monotonic())

@@ -14,14 +14,19 @@ from typing import Any, Final, NamedTuple, Self
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Outcome, Workload
 from oracle.live.calls import expressible, has_swap
-from oracle.live.parse import VmaParser, counters, parse_pages
+from oracle.live.parse import Entries, VmaParser, counters, parse_pages, present_frames
+from oracle.live.rmap_probe import RmapProbe
+from oracle.live.rmap_view import RawFolio, RawVma, live_rmap
 from oracle.live.server import read_message, write_message
-from oracle.live.surroundings import ENVIRONMENT
+from oracle.live.surroundings import ARENA_END, ARENA_START, ENVIRONMENT
 from oracle.live.view import Counters, Depth, PageView, ProcessView, StepView
 
 _GRACE: Final = 15.0  # seconds that the server gets to kill and to answer, once the workload's time is over
 _ROOT: Final = Path(__file__).parents[2]  # the folder that holds the packages
 SERVER = "oracle.live.server"
+Look = tuple[dict[int, list[RawVma]], dict[int, RawFolio]]
+"""What the probe told after a step: VMAs by label, anonymous pages by frame."""
+
 EMPTY: Final = ProcessView((), Counters(0, 0, 0, 0))  # process 0 before the first step
 
 
@@ -40,8 +45,15 @@ class LiveSystem:
         self.depth = depth
         self.timeout = timeout
         self._server: subprocess.Popen[bytes] | None = None
+        self._probe: RmapProbe | None = None
         self._start()
         self.swap = has_swap()
+        if depth >= Depth.RMAP:
+            try:
+                self._probe = RmapProbe()
+            except UsageError:
+                self.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -61,13 +73,19 @@ class LiveSystem:
         )
         answer = self._receive(_GRACE)
         if answer is None or answer[0] != "ready":
-            self.close()
+            self._end_server()
             raise UsageError(answer[1] if answer else "the server of the live oracle does not start")
         _, inodes, self._empty = answer
         self._vma = VmaParser(inodes)
 
     def close(self) -> None:
         """End the server, and with it every process that it made."""
+        self._end_server()
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    def _end_server(self) -> None:
         server, self._server = self._server, None
         if server is None:
             return
@@ -100,18 +118,29 @@ class LiveSystem:
         assert self._server is not None
         assert self._server.stdin is not None
         orders = [(op.proc, op.kind, op.args) for step in workload.steps for op in step.ops]
+        looks: list[Look] = []
         try:
             write_message(self._server.stdin.fileno(), (orders, self.timeout))
             answer = self._receive(self.timeout + _GRACE)
+            while answer is not None and answer[0] == "look":
+                looks.append(self._look(*answer[1:]))
+                write_message(self._server.stdin.fileno(), ())
+                answer = self._receive(self.timeout + _GRACE)
         except BrokenPipeError:
             answer = None
         if answer is None:
             return LiveRun((), self._fate_of_server())
         if answer[0] == "error":
-            self.close()
+            self._end_server()
             raise InternalError(f"live oracle: {answer[1]}")
         _, fate, steps = answer
-        return LiveRun(self._views(steps), fate)
+        return LiveRun(self._views(steps, looks), fate)
+
+    def _look(self, pids: dict[int, int], frames: list[int]) -> Look:
+        """What the reverse map of the processes, which stand still, is like."""
+        assert self._probe is not None
+        vmas = self._probe.read(list(pids.values()), ARENA_START, ARENA_END)
+        return {label: vmas[pid] for label, pid in pids.items()}, self._probe.folios(frames)
 
     def _fate_of_server(self) -> str:
         """Why it gave no answer; the next workload gets a new one."""
@@ -121,14 +150,15 @@ class LiveSystem:
         except subprocess.TimeoutExpired:
             return "the server did not answer"
         finally:
-            self.close()
+            self._end_server()
 
-    def _views(self, steps: list[Any]) -> tuple[StepView, ...]:
+    def _views(self, steps: list[Any], looks: list[Look]) -> tuple[StepView, ...]:
         """Step views from what the server sent: a process that a step did not show is as it was."""
         found = []
         processes = {0: EMPTY}
         page_views: dict[int, tuple[PageView, ...]] = {}
-        for result, data, seen, pages in steps:
+        entries: Entries = {}
+        for number, (result, data, seen, pages) in enumerate(steps):
             processes = dict(processes)
             for label, shown in seen.items():
                 if shown is None:
@@ -137,9 +167,15 @@ class LiveSystem:
                 records, counts = shown
                 processes[label] = ProcessView(tuple(map(self._vma, records)), counters(counts, self._empty))
             if pages:
+                entries = pages[0]
                 page_views = parse_pages(*pages)
             for label, shown_pages in page_views.items():
                 processes[label] = processes[label]._replace(pages=shown_pages)
+            if looks:
+                vmas, folios = looks[number]
+                views = live_rmap(vmas, present_frames(entries), folios, ARENA_START)
+                for label, (anon_vmas, of_pages) in views.items():
+                    processes[label] = processes[label]._replace(anon_vmas=anon_vmas, folios=of_pages)
             found.append(StepView((Outcome(result, data),), processes))
         return tuple(found)
 
