@@ -98,6 +98,7 @@ def _keep(plan: Plan, divergence: Divergence) -> Found:
         comparison = session.compare(small)
     text = explain(small, comparison) if comparison.finding is not None else "it did not come again"
     folder = plan.out / slug(divergence.signature)
+    files.make_folder(folder)
     files.write_atomic(folder / "workload.msgpack", wire.encode(small))
     files.write_atomic(folder / "report.txt", f"{text}\n".encode())
     return Found(divergence.signature, 1, len(small.steps), folder / "workload.msgpack", text)

@@ -40,7 +40,7 @@ def run_round(session: Session, seed: int, steps: int) -> Round:
     """The round of that seed."""
     workloads = done = 0
     found: list[Divergence] = []
-    for workload in round_of(seed, steps):
+    for workload in round_of(seed, steps, session.depth, swap=session.live.swap):
         comparison = session.compare(workload)
         workloads += 1
         done += comparison.steps

@@ -104,7 +104,7 @@ def _search(request: Request, more_time: Callable[[], bool]) -> str:
     try:
         with Session(request.profile, request.depth, request.mutant.transform) as session:
             for seed in count(request.seed):
-                for workload in round_of(seed):
+                for workload in round_of(seed, depth=request.depth, swap=session.live.swap):
                     if not more_time():
                         return SURVIVED
                     found = session.compare(workload).finding

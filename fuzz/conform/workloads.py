@@ -13,7 +13,9 @@ from typing import Final
 from emulator.workload import Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
+from fuzz.workload.repair import repair
 from oracle.live.calls import expressible
+from oracle.live.view import Depth
 
 GEOMETRY: Final = "x86-64"
 ROUND_STEPS: Final = 2000
@@ -33,14 +35,19 @@ WEIGHTS: Final[dict[str, int]] = {
 }
 
 
-def round_of(seed: int, steps: int = ROUND_STEPS) -> Iterator[Workload]:
-    """Workloads of ``steps`` steps together, or a few more, the last one being whole."""
+def round_of(
+    seed: int, steps: int = ROUND_STEPS, depth: Depth = Depth.MAPS, *, swap: bool = True
+) -> Iterator[Workload]:
+    """Workloads of ``steps`` steps together, or a few more, the last one being whole.
+
+    ``depth`` and ``swap`` (whether the kernel has any) say what cannot be compared; such steps are left out.
+    """
     rng = Random(seed)
     done = 0
     while done < steps:
         generator = Generator(rng, GEOMETRY, weights=WEIGHTS, alone=True)
-        workload = generator.generate(rng.choice(_LENGTHS))
-        if expressible(workload):
-            continue  # it reaches beyond the arena
+        made = generator.generate(rng.choice(_LENGTHS))
+        fit = [step for step in made.steps if not expressible(Workload(GEOMETRY, (step,)), depth, swap=swap)]
+        workload = repair(Workload(GEOMETRY, tuple(fit)))
         done += count_ops(workload)
         yield workload
