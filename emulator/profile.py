@@ -31,8 +31,11 @@ class Profile(NamedTuple):
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
 
-    # ---- VMA flags
+    # ---- mm/vma.c
     vm_ignore_merge: int = VM_MAYBE_GUARD  # VM_STICKY: do not stop a merge (VM_SOFTDIRTY not configured)
+    # A faulted range may merge with an unfaulted neighbour: since 6.16 (879bca0a2c4f). Before, the neighbour's chain
+    # had to have one entry, and an unfaulted one has none.
+    merges_with_unfaulted: bool = True
 
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
@@ -43,7 +46,11 @@ class Profile(NamedTuple):
 PROFILES: Final[dict[str, Profile]] = {
     profile.name: profile
     for profile in (
-        Profile("5.17", vm_ignore_merge=0),
+        Profile(
+            "5.17",
+            vm_ignore_merge=0,
+            merges_with_unfaulted=False,
+        ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),
     )

@@ -179,6 +179,8 @@ def is_mergeable_anon_vma(vmg: VmaMergeStruct, merge_next: bool) -> bool:
     src = vmg.middle
     src_anon = vmg.anon_vma
     if target.anon_vma is None and src_anon is not None:
+        if not vmg.mm.machine.profile.merges_with_unfaulted:
+            return False
         return not (vma_is_fork_child(src) or vma_is_fork_child(vmg.copied_from))
     if target.anon_vma is not None and src_anon is None:
         return not vma_is_fork_child(target)

@@ -1,0 +1,113 @@
+"""What differs between kernels: each rule of a profile, on the same steps with each of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import pytest
+
+from emulator.mm_types import VM_MAYBE_GUARD
+from emulator.profile import PROFILES, Profile
+from emulator.uapi import MADV_GUARD_INSTALL, PROT_READ
+from tests.emulator.kernel_world import World, profile_with
+from tests.emulator.mm.vma_bench import Bench
+
+SETTINGS: Final = {
+    "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "commit_limit",
+    "thp_always",
+}  # fmt: skip
+
+
+class Rule(NamedTuple):
+    """``show`` runs the steps under a profile; ``shown`` is what it must give for each value of the field."""
+
+    show: Callable[[Profile], object]
+    shown: dict[object, object]
+
+
+# ---- mm/vma.c
+
+
+def guard_flag(profile: Profile) -> object:
+    """A guard region in anonymous memory, and one in a private file mapping: flagged, faulted? The layout at last."""
+    world = World(profile=profile)
+    world.mmap(0, 2)
+    world.mmap(8, 2, PROT_READ, file=1)
+    for page in (0, 8):
+        assert world.do("madvise", page, 1, MADV_GUARD_INSTALL) == 0
+    world.mmap(2, 2)
+    flagged = [bool(world.vma(page).vm_flags & VM_MAYBE_GUARD) for page in (0, 8)]
+    return flagged, world.vma(8).anon_vma is not None, world.layout()
+
+
+def merge_with_unfaulted(profile: Profile) -> object:
+    """A faulted range beside an unfaulted VMA; an unfaulted one beside a faulted VMA; between one of each."""
+    faulted, unfaulted = Bench("0-2 2-4@1", profile), Bench("0-2@1 2-4", profile)
+    between = Bench("0-2 2-4@1 4-6@1", profile)
+    for bench in (faulted, unfaulted, between):
+        bench.modify(2, 4)
+    return faulted.layout(), unfaulted.layout(), between.layout()
+
+
+def chain_of_a_line(profile: Profile) -> object:
+    """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
+    world = World(profile=profile)
+    world.mmap(0, 1)
+    world.write(0)
+    line = [world.vma(0, 0).anon_vma]
+    for parent, child in ((0, 1), (1, 2), (2, 3)):
+        world.fork(child, parent)
+        line.append(world.vma(0, child).anon_vma)
+    world.do("exit", proc=0)
+    world.fork(0, 3)
+    line.append(world.vma(0, 0).anon_vma)
+    for proc in (1, 2, 3):
+        world.do("exit", proc=proc)
+    world.fork(1, 0)
+    world.check()
+    return [line.index(avc.anon_vma) for avc in world.vma(0, 0).anon_vma_chain], line.index(world.vma(0, 1).anon_vma)
+
+
+RULES: Final = {
+    "vm_ignore_merge": Rule(
+        guard_flag,
+        {
+            0: ([False, False], True, [(0, 4), (8, 2)]),
+            VM_MAYBE_GUARD: ([True, True], False, [(0, 4), (8, 2)]),
+        },
+    ),
+    "merges_with_unfaulted": Rule(
+        merge_with_unfaulted,
+        {
+            True: ("0-4@1", "0-4@1", "0-6@1"),
+            False: ("0-2 2-4@1", "0-4@1", "0-2 2-6@1"),
+        },
+    ),
+    "clone_reverses_chain": Rule(
+        chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, rule in RULES.items() for value in rule.shown]
+)
+def test_rule(field: str, value: object) -> None:
+    """The steps end as this value has it, whatever else the kernel does."""
+    rule = RULES[field]
+    assert rule.show(profile_with(**{field: value})) == rule.shown[value]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("field", RULES)
+def test_profile(field: str, name: str) -> None:
+    """Every kernel has the rule in a form that was tried above."""
+    rule = RULES[field]
+    assert len(rule.shown) > 1
+    assert getattr(PROFILES[name], field) in rule.shown
+
+
+def test_every_rule_is_tried() -> None:
+    """A field that nobody asks about would be no rule."""
+    assert set(Profile._fields) - SETTINGS == set(RULES)
