@@ -36,6 +36,8 @@ class Profile(NamedTuple):
     # A faulted range may merge with an unfaulted neighbour: since 6.16 (879bca0a2c4f). Before, the neighbour's chain
     # had to have one entry, and an unfaulted one has none.
     merges_with_unfaulted: bool = True
+    # A VMA with a close() hook never merges; between 6.1 and 6.12 that became: it never vanishes in a merge.
+    close_forbids_merge: bool = False
 
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
@@ -50,6 +52,7 @@ PROFILES: Final[dict[str, Profile]] = {
             "5.17",
             vm_ignore_merge=0,
             merges_with_unfaulted=False,
+            close_forbids_merge=True,
         ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),

@@ -140,6 +140,10 @@ def vm_page_prot(vm_flags: int) -> int:
     return prot
 
 
+def has_close(vma: VmAreaStruct) -> bool:
+    return vma.vm_ops is not None and vma.vm_ops.close
+
+
 def vma_prev(vma: VmAreaStruct) -> VmAreaStruct | None:
     return vma.vm_mm.mm_mt.prev_of(vma.vm_start)
 
@@ -160,12 +164,14 @@ def is_mergeable_vma(vmg: VmaMergeStruct, merge_next: bool) -> bool:
     """Are the attributes of the neighbour those of the range? (All but address, pgoff and anon_vma.)"""
     vma = vmg.next if merge_next else vmg.prev
     assert vma is not None
+    profile = vmg.mm.machine.profile
     return (
-        not (vma.vm_flags ^ vmg.vm_flags) & ~vma.vm_mm.machine.profile.vm_ignore_merge
+        not (vma.vm_flags ^ vmg.vm_flags) & ~profile.vm_ignore_merge
         and vma.vm_file is vmg.file
         and vma.vm_policy == vmg.policy
         and vma.uffd_ctx is vmg.uffd_ctx
         and vma.anon_name == vmg.anon_name
+        and not (profile.close_forbids_merge and has_close(vma))
     )
 
 
@@ -227,7 +233,7 @@ def can_vma_merge_right(vmg: VmaMergeStruct, can_merge_left: bool) -> bool:
 
 def can_merge_remove_vma(vma: VmAreaStruct) -> bool:
     """A VMA with a close() hook must not vanish in a merge."""
-    return vma.vm_ops is None or not vma.vm_ops.close
+    return not has_close(vma)
 
 
 # ---- merging

@@ -50,6 +50,14 @@ def merge_with_unfaulted(profile: Profile) -> object:
     return faulted.layout(), unfaulted.layout(), between.layout()
 
 
+def merge_beside_close(profile: Profile) -> object:
+    """A new range after a VMA with close(), one before such a VMA, one between two of them."""
+    benches = [Bench(layout, profile) for layout in ("0-2C", "4-6C", "0-2C 4-6C")]
+    for bench in benches:
+        bench.new(2, 4)
+    return [bench.layout() for bench in benches]
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -82,6 +90,13 @@ RULES: Final = {
         {
             True: ("0-4@1", "0-4@1", "0-6@1"),
             False: ("0-2 2-4@1", "0-4@1", "0-2 2-6@1"),
+        },
+    ),
+    "close_forbids_merge": Rule(
+        merge_beside_close,
+        {
+            False: ["0-4C", "2-6C", "0-4C 4-6C"],
+            True: ["0-2C", "4-6C", "0-2C 4-6C"],
         },
     ),
     "clone_reverses_chain": Rule(
