@@ -38,6 +38,12 @@ class Profile(NamedTuple):
     merges_with_unfaulted: bool = True
     # A VMA with a close() hook never merges; between 6.1 and 6.12 that became: it never vanishes in a merge.
     close_forbids_merge: bool = False
+    # A merge for which memory is lacking is an error of the call: since 6.12 at the latest (in 6.1 the call goes on
+    # as if nothing could be merged).
+    failed_merge_is_error: bool = True
+    # VMAs stand in a maple tree, for which memory is needed when a VMA comes, goes or moves: since 6.1. The red-black
+    # tree before it needed none.
+    maple_tree: bool = True
 
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
@@ -53,6 +59,8 @@ PROFILES: Final[dict[str, Profile]] = {
             vm_ignore_merge=0,
             merges_with_unfaulted=False,
             close_forbids_merge=True,
+            failed_merge_is_error=False,
+            maple_tree=False,
         ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),

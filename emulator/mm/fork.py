@@ -58,7 +58,7 @@ def dup_mmap(mm: MmStruct, oldmm: MmStruct) -> int:
     mm.mmap_lock.down_write()
     m = mm.machine
     error = 0
-    if m.should_fail("vma_tree_dup"):
+    if vma.vma_tree_fails(m, "vma_tree_dup"):
         error = -ENOMEM
     for old in list(oldmm.mm_mt):
         if error:

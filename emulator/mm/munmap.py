@@ -106,7 +106,7 @@ def do_munmap(mm: MmStruct, start: int, length: int) -> int:
     error = vms_gather_munmap_vmas(vms)
     if error:
         return error
-    if mm.machine.should_fail("vma_tree_store"):
+    if vma.vma_tree_fails(mm.machine, "vma_tree_store"):
         return -ENOMEM
     vms_detach(vms)
     vms_clear_ptes(vms)

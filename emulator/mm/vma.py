@@ -6,7 +6,7 @@ All functions expect the caller to hold mmap_lock for write. Addresses are bytes
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
@@ -27,6 +27,9 @@ from emulator.mm_types import (
     VmAreaStruct,
 )
 from emulator.uapi import EINVAL, ENOMEM
+
+if TYPE_CHECKING:
+    from emulator.machine import Machine
 
 VM_DATA_DEFAULT_FLAGS: Final[int] = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC  # x86-64
 
@@ -142,6 +145,11 @@ def vm_page_prot(vm_flags: int) -> int:
 
 def has_close(vma: VmAreaStruct) -> bool:
     return vma.vm_ops is not None and vma.vm_ops.close
+
+
+def vma_tree_fails(m: Machine, point: str) -> bool:
+    """A fault point: is there no memory for the tree of VMAs? (Only a maple tree needs any.)"""
+    return m.profile.maple_tree and m.should_fail(point)
 
 
 def vma_prev(vma: VmAreaStruct) -> VmAreaStruct | None:
@@ -262,7 +270,7 @@ def commit_merge(vmg: VmaMergeStruct, changes: list[Change], removed: list[VmAre
     """
     mm = vmg.mm
     m = mm.machine
-    if m.should_fail("vma_tree_prealloc"):
+    if vma_tree_fails(m, "vma_tree_prealloc"):
         return -ENOMEM
     target, start, end, _ = changes[0]
     adjusted = changes[1][1] if len(changes) > 1 else None
@@ -371,7 +379,7 @@ def abort_merge(vmg: VmaMergeStruct) -> None:
     if vmg.duplicated is not None:
         rmap.unlink_anon_vmas(vmg.duplicated)
         vmg.duplicated = None
-    if not vmg.give_up_on_oom:
+    if not vmg.give_up_on_oom and vmg.mm.machine.profile.failed_merge_is_error:
         vmg.state = VMA_MERGE_ERROR_NOMEM
 
 
@@ -469,7 +477,7 @@ def _split_vma(vma: VmAreaStruct, addr: int, new_below: bool) -> int:
     else:
         new.vm_start = addr
         new.vm_pgoff = linear_page_index(vma, addr)
-    if m.should_fail("vma_tree_prealloc"):
+    if vma_tree_fails(m, "vma_tree_prealloc"):
         return -ENOMEM
     if rmap.anon_vma_clone(new, vma, rmap.VMA_OP_SPLIT):
         return -ENOMEM
@@ -561,7 +569,7 @@ def vma_unlink_file(vma: VmAreaStruct) -> None:
 def vma_link(vma: VmAreaStruct) -> int:
     """Put a new VMA into the tree and its file's i_mmap."""
     mm = vma.vm_mm
-    if mm.machine.should_fail("vma_tree_prealloc"):
+    if vma_tree_fails(mm.machine, "vma_tree_prealloc"):
         return -ENOMEM
     mm.mm_mt.insert(vma)
     vma_link_file(vma)

@@ -60,7 +60,7 @@ def put_arguments(area: VmAreaStruct, pages: int) -> int:
 def vma_shrink(area: VmAreaStruct, start: int, end: int, pgoff: int) -> int:
     """Cut ``area`` to [start, end) without unmapping anything (mm/vma.c; exec alone uses it)."""
     mm = area.vm_mm
-    if mm.machine.should_fail("vma_tree_prealloc"):
+    if vma.vma_tree_fails(mm.machine, "vma_tree_prealloc"):
         return -ENOMEM
     huge_memory.vma_adjust_trans_huge(area, start, end, None)
     anon_vma = area.anon_vma

@@ -9,8 +9,8 @@ import pytest
 
 from emulator.mm_types import VM_MAYBE_GUARD
 from emulator.profile import PROFILES, Profile
-from emulator.uapi import MADV_GUARD_INSTALL, PROT_READ
-from tests.emulator.kernel_world import World, profile_with
+from emulator.uapi import ENOMEM, MADV_GUARD_INSTALL, MAP_NORESERVE, PROT_READ, PROT_WRITE
+from tests.emulator.kernel_world import PRIVATE_FIXED, World, profile_with
 from tests.emulator.mm.vma_bench import Bench
 
 SETTINGS: Final = {
@@ -58,6 +58,30 @@ def merge_beside_close(profile: Profile) -> object:
     return [bench.layout() for bench in benches]
 
 
+def fail_a_merge(profile: Profile) -> object:
+    """mprotect that would merge, and finds no room in the tree (nor memory for a chain): result, layout."""
+    shown = []
+    for fail_nth in (1, 2):
+        world = World(profile=profile)
+        world.mmap(0, 4, PROT_READ | PROT_WRITE, PRIVATE_FIXED | MAP_NORESERVE)
+        assert world.do("mprotect", 0, 2, PROT_READ) == 0
+        world.write(2)
+        result = world.do("mprotect", 2, 2, PROT_READ, fail_nth=fail_nth)
+        shown.append((result, world.last.injected, world.layout()))
+    return shown
+
+
+def fail_the_tree(profile: Profile) -> object:
+    """A fork, an unmap and a map in which the first allocation fails: what failed?"""
+    world = World(profile=profile)
+    world.mmap(0, 4)
+    asked = []
+    for kind, *args in (("fork", 1), ("munmap", 0, 4), ("mmap", 8, 2, PROT_READ, PRIVATE_FIXED, 0, 0)):
+        world.do(kind, *args, fail_nth=1)
+        asked.append(world.machine.sched.current.failed)
+    return asked
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -97,6 +121,20 @@ RULES: Final = {
         {
             False: ["0-4C", "2-6C", "0-4C 4-6C"],
             True: ["0-2C", "4-6C", "0-2C 4-6C"],
+        },
+    ),
+    "failed_merge_is_error": Rule(
+        fail_a_merge,
+        {
+            True: [(-ENOMEM, True, [(0, 2), (2, 2)]), (-ENOMEM, True, [(0, 2), (2, 2)])],
+            False: [(0, True, [(0, 2), (2, 2)]), (0, True, [(0, 2), (2, 2)])],
+        },
+    ),
+    "maple_tree": Rule(
+        fail_the_tree,
+        {
+            True: ["vma_tree_dup", "vma_tree_store", "vm_area_alloc"],
+            False: ["vm_enough_memory", "", "vm_area_alloc"],
         },
     ),
     "clone_reverses_chain": Rule(
