@@ -44,6 +44,9 @@ class Profile(NamedTuple):
     # VMAs stand in a maple tree, for which memory is needed when a VMA comes, goes or moves: since 6.1. The red-black
     # tree before it needed none.
     maple_tree: bool = True
+    # Memory that mremap grows in place merges with what it then touches: since 6.0 or 6.1 (J. Matena, "mm: add merging
+    # after mremap resize").
+    growth_merges: bool = True
 
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
@@ -61,6 +64,7 @@ PROFILES: Final[dict[str, Profile]] = {
             close_forbids_merge=True,
             failed_merge_is_error=False,
             maple_tree=False,
+            growth_merges=False,
         ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),

@@ -442,8 +442,12 @@ def vma_merge_extend(vma: VmAreaStruct, delta: int) -> VmAreaStruct | None:
     """In-place growth of ``vma`` by ``delta`` bytes (mremap); may swallow the next VMA too."""
     vmg = vmg_of_vma(vma, vma, vma.vm_end, vma.vm_end + delta)
     vmg.middle = None
-    vmg.next = vma_next(vma)
-    return vma_merge_new_range(vmg)
+    if vma.vm_mm.machine.profile.growth_merges:
+        vmg.next = vma_next(vma)
+        return vma_merge_new_range(vmg)
+    vmg.target = vma
+    vmg.start, vmg.pgoff = vma.vm_start, vma.vm_pgoff
+    return vma if not vma_expand(vmg) else None
 
 
 # ---- splitting and modifying

@@ -82,6 +82,15 @@ def fail_the_tree(profile: Profile) -> object:
     return asked
 
 
+def grow_between(profile: Profile) -> object:
+    """mremap fills the hole behind a mapping up to the next one."""
+    world = World(profile=profile)
+    world.mmap(0, 2)
+    world.mmap(4, 2)
+    assert world.do("mremap", 0, 2, 4, 0, 0) == 0
+    return world.layout()
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -137,6 +146,7 @@ RULES: Final = {
             False: ["vm_enough_memory", "", "vm_area_alloc"],
         },
     ),
+    "growth_merges": Rule(grow_between, {True: [(0, 6)], False: [(0, 4), (4, 2)]}),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
     ),
