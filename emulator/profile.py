@@ -48,6 +48,14 @@ class Profile(NamedTuple):
     # after mremap resize").
     growth_merges: bool = True
 
+    # ---- brk (mm/mmap.c)
+    # The heap grows from the VMA before it even where that is not the heap (bss): until 6.1 (L. Howlett, "mm/mmap:
+    # change do_brk_flags() to expand existing VMA").
+    heap_joins_bss: bool = False
+    # A break that is moved down must cut a VMA: since 6.1, the same patch. Before, a heap that the process had
+    # unmapped itself was no matter.
+    heap_must_be_there: bool = True
+
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
     # several idle ancestors a fork uses again: the oldest, before.
@@ -65,6 +73,8 @@ PROFILES: Final[dict[str, Profile]] = {
             failed_merge_is_error=False,
             maple_tree=False,
             growth_merges=False,
+            heap_joins_bss=True,
+            heap_must_be_there=False,
         ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),

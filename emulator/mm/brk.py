@@ -56,15 +56,14 @@ def move_brk(mm: MmStruct, brk: int) -> bool:
     if new == old:
         return True
     if brk <= mm.brk:
-        area = mm.mm_mt.find(new)
-        if area is None or area.vm_start >= old:
+        if mm.machine.profile.heap_must_be_there and not mm.mm_mt.overlapping(new, old):
             return False
         return munmap.do_munmap(mm, new, old - new) == 0
     following = mm.mm_mt.find(old)
     if following is not None and new + PAGE_SIZE > mmap.vm_start_gap(following):
         return False
     prev = mm.mm_mt.prev_of(old)
-    if prev is not None and prev.vm_end <= mm.start_brk:
+    if prev is not None and prev.vm_end <= mm.start_brk and not mm.machine.profile.heap_joins_bss:
         prev = None
     return do_brk_flags(mm, prev, old, new - old) == 0
 

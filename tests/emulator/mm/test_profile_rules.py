@@ -91,6 +91,29 @@ def grow_between(profile: Profile) -> object:
     return world.layout()
 
 
+def heap(profile: Profile, start: int) -> World:
+    """A world with the break at page ``start``."""
+    world = World(profile=profile)
+    world.mm().start_brk = world.mm().brk = world.address(start)
+    return world
+
+
+def heap_behind_bss(profile: Profile) -> object:
+    """The first growth of a heap that begins where other memory ends."""
+    world = heap(profile, 2)
+    world.mmap(0, 2)
+    world.image.brk.sys_brk(world.mm(), world.address(4))
+    return world.layout()
+
+
+def shrink_what_is_gone(profile: Profile) -> object:
+    """The break goes down over a heap that was unmapped by hand: where is it then?"""
+    world = heap(profile, 2)
+    world.image.brk.sys_brk(world.mm(), world.address(4))
+    assert world.do("munmap", 2, 2) == 0
+    return world.page(world.image.brk.sys_brk(world.mm(), world.address(3)))
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -147,6 +170,8 @@ RULES: Final = {
         },
     ),
     "growth_merges": Rule(grow_between, {True: [(0, 6)], False: [(0, 4), (4, 2)]}),
+    "heap_joins_bss": Rule(heap_behind_bss, {False: [(0, 2), (2, 2)], True: [(0, 4)]}),
+    "heap_must_be_there": Rule(shrink_what_is_gone, {True: 4, False: 3}),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
     ),
