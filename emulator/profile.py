@@ -44,8 +44,8 @@ class Profile(NamedTuple):
     # VMAs stand in a maple tree, for which memory is needed when a VMA comes, goes or moves: since 6.1. The red-black
     # tree before it needed none.
     maple_tree: bool = True
-    # Memory that mremap grows in place merges with what it then touches: since 6.0 or 6.1 (J. Matena, "mm: add merging
-    # after mremap resize").
+    # Memory that mremap grows in place merges with what it then touches: since 6.1 at the latest (J. Matena, "mm: add
+    # merging after mremap resize").
     growth_merges: bool = True
 
     # ---- brk (mm/mmap.c)
@@ -55,6 +55,12 @@ class Profile(NamedTuple):
     # A break that is moved down must cut a VMA: since 6.1, the same patch. Before, a heap that the process had
     # unmapped itself was no matter.
     heap_must_be_there: bool = True
+
+    # ---- mmap (mm/mmap.c, since 6.11 mm/vma.c)
+    # A MAP_FIXED mapping takes over the charge of what it replaces, and replaces nothing when the rest cannot be
+    # charged: since 6.12 (L. Howlett, "Avoid MAP_FIXED gap exposure"). Before, the old mappings went first, whatever
+    # came then. (When the new mapping fails later, newer kernels lose that charge: docs/mainline-findings.md.)
+    mmap_takes_over_charge: bool = True
 
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
@@ -75,6 +81,7 @@ PROFILES: Final[dict[str, Profile]] = {
             growth_merges=False,
             heap_joins_bss=True,
             heap_must_be_there=False,
+            mmap_takes_over_charge=False,
         ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),

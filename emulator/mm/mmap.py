@@ -219,6 +219,15 @@ def get_unmapped_area(mm: MmStruct, file: File | None, addr: int, length: int, p
 # ---- mmap
 
 
+def munmap_vma_range(mm: MmStruct, addr: int, end: int, vm_flags: int) -> int:
+    """Old kernels: unmap what a new mapping of [addr, end) replaces, before anything but its size is looked at."""
+    replaced = mm.mm_mt.overlapping(addr, end)
+    pages = sum(min(old.vm_end, end) - max(old.vm_start, addr) for old in replaced) >> PAGE_SHIFT
+    if not may_expand_vm(mm, vm_flags, ((end - addr) >> PAGE_SHIFT) - pages):
+        return -ENOMEM
+    return -ENOMEM if replaced and munmap.do_munmap(mm, addr, end - addr) else 0
+
+
 def mmap_region(mm: MmStruct, file: File | None, addr: int, length: int, vm_flags: int, pgoff: int) -> int:
     """Map [addr, addr+length), unmapping what is there. The new range merges with its neighbours if it can.
 
@@ -227,6 +236,10 @@ def mmap_region(mm: MmStruct, file: File | None, addr: int, length: int, vm_flag
     m = mm.machine
     end = addr + length
     pages = length >> PAGE_SHIFT
+    if not m.profile.mmap_takes_over_charge:
+        error = munmap_vma_range(mm, addr, end, vm_flags)
+        if error:
+            return error
     vms = munmap.VmaMunmapStruct(mm, addr, end)
     error = munmap.vms_gather_munmap_vmas(vms)
     if error:

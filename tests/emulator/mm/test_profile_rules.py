@@ -9,8 +9,8 @@ import pytest
 
 from emulator.mm_types import VM_MAYBE_GUARD
 from emulator.profile import PROFILES, Profile
-from emulator.uapi import ENOMEM, MADV_GUARD_INSTALL, MAP_NORESERVE, PROT_READ, PROT_WRITE
-from tests.emulator.kernel_world import PRIVATE_FIXED, World, profile_with
+from emulator.uapi import ENOMEM, MADV_GUARD_INSTALL, MAP_NORESERVE, PROT_READ
+from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 from tests.emulator.mm.vma_bench import Bench
 
 SETTINGS: Final = {
@@ -63,7 +63,7 @@ def fail_a_merge(profile: Profile) -> object:
     shown = []
     for fail_nth in (1, 2):
         world = World(profile=profile)
-        world.mmap(0, 4, PROT_READ | PROT_WRITE, PRIVATE_FIXED | MAP_NORESERVE)
+        world.mmap(0, 4, RW, PRIVATE_FIXED | MAP_NORESERVE)
         assert world.do("mprotect", 0, 2, PROT_READ) == 0
         world.write(2)
         result = world.do("mprotect", 2, 2, PROT_READ, fail_nth=fail_nth)
@@ -112,6 +112,27 @@ def shrink_what_is_gone(profile: Profile) -> object:
     world.image.brk.sys_brk(world.mm(), world.address(4))
     assert world.do("munmap", 2, 2) == 0
     return world.page(world.image.brk.sys_brk(world.mm(), world.address(3)))
+
+
+def map_over_without_memory(profile: Profile) -> object:
+    """MAP_FIXED over two pages of a mapping when nothing more can be charged: the layout afterwards."""
+    world = World(profile=profile._replace(commit_limit=4))
+    world.mmap(0, 4, PROT_READ)
+    world.mmap(8, 4)
+    assert world.do("mmap", 1, 2, RW, PRIVATE_FIXED, 0, 0) == -ENOMEM
+    return world.layout()
+
+
+def map_over_and_fail(profile: Profile) -> object:
+    """MAP_FIXED over a whole mapping, and there is no memory for the new VMA: what stays charged, in pages."""
+    for nth in range(1, 9):
+        world = World(profile=profile)
+        world.mmap(0, 4)
+        result = world.do("mmap", 0, 4, RW, PRIVATE_FIXED, 0, 0, fail_nth=nth)
+        if world.machine.sched.current.failed == "vm_area_alloc":
+            assert (result, world.layout()) == (-ENOMEM, [])
+            return world.machine.committed
+    return None
 
 
 def chain_of_a_line(profile: Profile) -> object:
@@ -172,6 +193,13 @@ RULES: Final = {
     "growth_merges": Rule(grow_between, {True: [(0, 6)], False: [(0, 4), (4, 2)]}),
     "heap_joins_bss": Rule(heap_behind_bss, {False: [(0, 2), (2, 2)], True: [(0, 4)]}),
     "heap_must_be_there": Rule(shrink_what_is_gone, {True: 4, False: 3}),
+    "mmap_takes_over_charge": Rule(
+        lambda profile: (map_over_without_memory(profile), map_over_and_fail(profile)),
+        {
+            True: ([(0, 1), (1, 2), (3, 1), (8, 4)], 4),
+            False: ([(0, 1), (3, 1), (8, 4)], 0),
+        },
+    ),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
     ),
