@@ -61,6 +61,14 @@ class Profile(NamedTuple):
     # charged: since 6.12 (L. Howlett, "Avoid MAP_FIXED gap exposure"). Before, the old mappings went first, whatever
     # came then. (When the new mapping fails later, newer kernels lose that charge: docs/mainline-findings.md.)
     mmap_takes_over_charge: bool = True
+    # MAP_STACK keeps huge pages out, so a thread's stack does not merge with a heap beside it: since 6.7 (Y. Shi, "mm:
+    # mmap: map MAP_STACK to VM_NOHUGEPAGE").
+    map_stack_nohugepage: bool = True
+    # Where the kernel chooses, a file is placed so that huge pages fit: since 5.18 (before, DAX files only).
+    thp_aligned_files: bool = True
+    # ... and anonymous memory, when its length is a multiple of a huge page: since 6.7 (R. van Riel, "mm: align larger
+    # anonymous mappings on THP boundaries"; the multiple since 6.13).
+    thp_aligned_anon: bool = True
 
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
@@ -82,6 +90,9 @@ PROFILES: Final[dict[str, Profile]] = {
             heap_joins_bss=True,
             heap_must_be_there=False,
             mmap_takes_over_charge=False,
+            map_stack_nohugepage=False,
+            thp_aligned_files=False,
+            thp_aligned_anon=False,
         ),
         Profile("6.18"),
         Profile("7.0", clone_reverses_chain=True),

@@ -193,16 +193,22 @@ def thp_get_unmapped_area(mm: MmStruct, hint: int, length: int, offset: int) -> 
     return mm_get_unmapped_area(mm, hint, length)
 
 
+def thp_aligned(mm: MmStruct, file: File | None, hint: int, length: int) -> bool:
+    """Is the place to be chosen so that huge pages fit? (shmem sees to that itself, for huge pages of its own.)"""
+    profile = mm.machine.profile
+    if file is not None:
+        return profile.thp_aligned_files and not file.f_mapping.shmem
+    return profile.thp_aligned_anon and not hint and length % mm.machine.geometry.pmd_size == 0
+
+
 def get_unmapped_area(mm: MmStruct, file: File | None, addr: int, length: int, pgoff: int, flags: int) -> int:
     """Where to map ``length`` bytes: ``addr`` itself with MAP_FIXED, else a free place. Address or -errno."""
     task_size = mm.machine.geometry.task_size
     if length > task_size:
         return -ENOMEM
     if not flags & MAP_FIXED:
-        if file is not None and not file.f_mapping.shmem:
-            addr = thp_get_unmapped_area(mm, addr, length, pgoff << PAGE_SHIFT)
-        elif file is None and not addr and length % mm.machine.geometry.pmd_size == 0:
-            addr = thp_get_unmapped_area(mm, 0, length, 0)
+        if thp_aligned(mm, file, addr, length):
+            addr = thp_get_unmapped_area(mm, addr, length, 0 if file is None else pgoff << PAGE_SHIFT)
         else:
             addr = mm_get_unmapped_area(mm, addr, length)
         if addr < 0:
@@ -329,8 +335,8 @@ def do_mmap(
         vm_flags |= VM_GROWSDOWN
     if flags & MAP_LOCKED:
         vm_flags |= VM_LOCKED
-    if flags & MAP_STACK:
-        vm_flags |= VM_NOHUGEPAGE  # since 6.7; keeps thread stacks from merging with heaps beside them
+    if flags & MAP_STACK and mm.machine.profile.map_stack_nohugepage:
+        vm_flags |= VM_NOHUGEPAGE
     area_flags = flags | MAP_FIXED if fixed else flags
     addr = get_unmapped_area(mm, file, addr, length, pgoff, area_flags)
     if addr < 0:

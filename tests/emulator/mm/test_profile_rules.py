@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from emulator.geometry import PAGE_SIZE
 from emulator.mm_types import VM_MAYBE_GUARD
 from emulator.profile import PROFILES, Profile
-from emulator.uapi import ENOMEM, MADV_GUARD_INSTALL, MAP_NORESERVE, PROT_READ
+from emulator.uapi import ENOMEM, MADV_GUARD_INSTALL, MAP_NORESERVE, MAP_PRIVATE, MAP_STACK, PROT_READ
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 from tests.emulator.mm.vma_bench import Bench
 
@@ -135,6 +136,24 @@ def map_over_and_fail(profile: Profile) -> object:
     return None
 
 
+def map_a_stack(profile: Profile) -> object:
+    """A mapping with MAP_STACK beside one without."""
+    world = World(profile=profile)
+    world.mmap(0, 2)
+    world.image.mmap.sys_mmap(world.mm(), world.address(2), 2 * PAGE_SIZE, RW, PRIVATE_FIXED | MAP_STACK, None, 0)
+    return world.layout()
+
+
+def chosen_place(profile: Profile, pages: int, file: int) -> int:
+    """Where the kernel maps so many pages, when just below the top of the arena one page is taken: pages below it."""
+    world = World(profile=profile)
+    top = world.page(world.machine.geometry.arena_end)
+    world.mmap(top - 1, 1, PROT_READ)
+    handle = world.machine.files[file - 1] if file else None
+    address = world.image.mmap.sys_mmap(world.mm(), 0, pages * PAGE_SIZE, RW, MAP_PRIVATE, handle, 0)
+    return top - world.page(address)
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -200,6 +219,9 @@ RULES: Final = {
             False: ([(0, 1), (3, 1), (8, 4)], 0),
         },
     ),
+    "map_stack_nohugepage": Rule(map_a_stack, {True: [(0, 2), (2, 2)], False: [(0, 4)]}),
+    "thp_aligned_files": Rule(lambda profile: chosen_place(profile, 10, 1), {True: 16, False: 11}),
+    "thp_aligned_anon": Rule(lambda profile: chosen_place(profile, 8, 0), {True: 16, False: 9}),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
     ),
