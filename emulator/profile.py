@@ -14,7 +14,8 @@ import re
 from typing import Final, NamedTuple
 
 from emulator.errors import UsageError
-from emulator.mm_types import VM_MAYBE_GUARD
+from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
+from emulator.uapi import MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
 
 
 class Profile(NamedTuple):
@@ -70,6 +71,22 @@ class Profile(NamedTuple):
     # anonymous mappings on THP boundaries"; the multiple since 6.13).
     thp_aligned_anon: bool = True
 
+    # ---- mm/mprotect.c
+    # Anonymous memory that nobody has touched is charged no longer once it cannot be written: between 6.1 and 6.12.
+    # Before, what had been writable stayed charged, and so mergeable with other memory that had been.
+    mprotect_uncharges: bool = True
+
+    # ---- mm/madvise.c
+    # Advice that the kernel does not know yet: guard regions came with 6.13 (L. Stoakes, "mm: madvise: implement
+    # lightweight guard page mechanism").
+    advice_unknown: tuple[int, ...] = ()
+    # VMAs to which MADV_DOFORK is refused: VM_IO; since 6.19 or 7.0 all VM_SPECIAL.
+    dofork_refused: int = VM_IO
+
+    # ---- mm/ksm.c
+    # prctl(PR_SET_MEMORY_MERGE): since 6.4 (S. Roesch, "mm: add new api to enable ksm per process").
+    ksm_per_process: bool = True
+
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
     # several idle ancestors a fork uses again: the oldest, before.
@@ -93,9 +110,16 @@ PROFILES: Final[dict[str, Profile]] = {
             map_stack_nohugepage=False,
             thp_aligned_files=False,
             thp_aligned_anon=False,
+            mprotect_uncharges=False,
+            advice_unknown=(MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
+            ksm_per_process=False,
         ),
         Profile("6.18"),
-        Profile("7.0", clone_reverses_chain=True),
+        Profile(
+            "7.0",
+            dofork_refused=VM_SPECIAL,
+            clone_reverses_chain=True,
+        ),
     )
 }
 """By name, the oldest kernel first."""

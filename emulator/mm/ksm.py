@@ -46,7 +46,7 @@ def ksm_disable_merge_any(mm: MmStruct) -> int:
 
 def prctl_memory_merge(mm: MmStruct, enable: int, others: tuple[int, int, int]) -> int:
     """prctl(PR_SET_MEMORY_MERGE, enable, *others) (kernel/sys.c)."""
-    if any(others):
+    if any(others) or not mm.machine.profile.ksm_per_process:
         return -EINVAL
     mm.mmap_lock.down_write()
     result = ksm_enable_merge_any(mm) if enable else ksm_disable_merge_any(mm)

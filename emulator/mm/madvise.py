@@ -160,7 +160,9 @@ def madvise_update_vma(
 ) -> VmAreaStruct | int:
     """Advice that is kept in VMA flags: the VMA that holds the range afterwards, or -errno (never -ENOMEM)."""
     flags = area.vm_flags
-    if advice in (MADV_DOFORK, MADV_DODUMP) and flags & VM_SPECIAL:
+    if advice == MADV_DOFORK and flags & area.vm_mm.machine.profile.dofork_refused:
+        return -EINVAL
+    if advice == MADV_DODUMP and flags & VM_SPECIAL:
         return -EINVAL
     if advice == MADV_WIPEONFORK and (area.vm_file is not None or flags & VM_SHARED):
         return -EINVAL
@@ -233,7 +235,9 @@ def madvise_walk_vmas(mm: MmStruct, start: int, end: int, advice: int) -> int:
         area = mm.mm_mt.find(start)
 
 
-def known_advice(advice: int) -> bool:
+def known_advice(mm: MmStruct, advice: int) -> bool:
+    if advice in mm.machine.profile.advice_unknown:
+        return False
     return advice in VMA_FLAGS or advice in (
         MADV_REMOVE, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT,
         MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
@@ -247,7 +251,7 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     -EAGAIN: out of memory for VMAs; -EPERM: sealed; -EFAULT: populating past a file or a guard.
     """
     size = page_align(length)
-    if not known_advice(advice) or start & ~PAGE_MASK or start + size >= ADDRESS_SPACE:
+    if not known_advice(mm, advice) or start & ~PAGE_MASK or start + size >= ADDRESS_SPACE:
         return -EINVAL
     if not size:
         return 0

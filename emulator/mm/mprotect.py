@@ -126,8 +126,9 @@ def mprotect_fixup(
                 return -ENOMEM
             charged = pages
             newflags |= VM_ACCOUNT
-    elif oldflags & VM_ACCOUNT and vma.vma_is_anonymous(area) and area.anon_vma is None:
-        newflags &= ~VM_ACCOUNT  # never written: its charge can be given back
+    elif m.profile.mprotect_uncharges and oldflags & VM_ACCOUNT:
+        if vma.vma_is_anonymous(area) and area.anon_vma is None:
+            newflags &= ~VM_ACCOUNT  # never written: its charge can be given back
     changed = vma.vma_modify_flags(prev, area, start, end, newflags)
     if isinstance(changed, int):
         m.committed -= charged

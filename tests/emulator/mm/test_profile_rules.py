@@ -8,9 +8,19 @@ from typing import Final, NamedTuple
 import pytest
 
 from emulator.geometry import PAGE_SIZE
-from emulator.mm_types import VM_MAYBE_GUARD
+from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.profile import PROFILES, Profile
-from emulator.uapi import ENOMEM, MADV_GUARD_INSTALL, MAP_NORESERVE, MAP_PRIVATE, MAP_STACK, PROT_READ
+from emulator.uapi import (
+    EINVAL,
+    ENOMEM,
+    MADV_DOFORK,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_STACK,
+    PROT_READ,
+)
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 from tests.emulator.mm.vma_bench import Bench
 
@@ -154,6 +164,41 @@ def chosen_place(profile: Profile, pages: int, file: int) -> int:
     return top - world.page(address)
 
 
+def protect_what_nobody_touched(profile: Profile) -> object:
+    """A mapping is made read-only, half of it after a write to it: what is charged, and does it merge again?"""
+    world = World(profile=profile)
+    world.mmap(0, 4)
+    assert world.do("mprotect", 0, 2, PROT_READ) == 0
+    charged = world.machine.committed
+    world.write(2)
+    assert world.do("mprotect", 2, 2, PROT_READ) == 0
+    return charged, world.layout()
+
+
+def advise_guards(profile: Profile) -> object:
+    """MADV_GUARD_INSTALL and _REMOVE on ordinary memory."""
+    world = World(profile=profile)
+    world.mmap(0, 1)
+    return [world.do("madvise", 0, 1, advice) for advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)]
+
+
+def let_special_mappings_fork(profile: Profile) -> object:
+    """MADV_DOFORK on a special mapping (VM_DONTEXPAND), and on one that is VM_IO as well."""
+    world = World(profile=profile)
+    results = []
+    for page, flag in ((0, 0), (4, VM_IO)):
+        area = world.image.vma_exec.install_special_mapping(world.mm(), world.address(page), PAGE_SIZE, flag)
+        assert area is not None
+        results.append(world.do("madvise", page, 1, MADV_DOFORK))
+    return results
+
+
+def merge_for_the_process(profile: Profile) -> object:
+    """prctl(PR_SET_MEMORY_MERGE, 1)."""
+    world = World(profile=profile)
+    return world.image.ksm.prctl_memory_merge(world.mm(), 1, (0, 0, 0)), world.mm().merge_any
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -222,6 +267,15 @@ RULES: Final = {
     "map_stack_nohugepage": Rule(map_a_stack, {True: [(0, 2), (2, 2)], False: [(0, 4)]}),
     "thp_aligned_files": Rule(lambda profile: chosen_place(profile, 10, 1), {True: 16, False: 11}),
     "thp_aligned_anon": Rule(lambda profile: chosen_place(profile, 8, 0), {True: 16, False: 9}),
+    "mprotect_uncharges": Rule(
+        protect_what_nobody_touched, {True: (2, [(0, 2), (2, 2)]), False: (4, [(0, 4)])}
+    ),
+    "advice_unknown": Rule(
+        advise_guards,
+        {(): [0, 0], (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE): [-EINVAL, -EINVAL]},
+    ),
+    "dofork_refused": Rule(let_special_mappings_fork, {VM_IO: [0, -EINVAL], VM_SPECIAL: [-EINVAL, -EINVAL]}),
+    "ksm_per_process": Rule(merge_for_the_process, {True: (0, True), False: (-EINVAL, False)}),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
     ),
