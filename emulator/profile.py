@@ -87,6 +87,12 @@ class Profile(NamedTuple):
     # prctl(PR_SET_MEMORY_MERGE): since 6.4 (S. Roesch, "mm: add new api to enable ksm per process").
     ksm_per_process: bool = True
 
+    # ---- growth of stacks (arch/x86/mm/fault.c, mm/gup.c)
+    # A stack grows with mmap_lock held for reading, and get_user_pages makes it grow too: until 6.5 (L. Torvalds, "mm:
+    # always expand the stack with the mmap write lock held", "gup: avoid stack expansion warning for known-good case").
+    stack_grows_under_read_lock: bool = False
+    gup_grows_stack: bool = False
+
     # ---- mm/rmap.c
     # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
     # several idle ancestors a fork uses again: the oldest, before.
@@ -113,6 +119,8 @@ PROFILES: Final[dict[str, Profile]] = {
             mprotect_uncharges=False,
             advice_unknown=(MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             ksm_per_process=False,
+            stack_grows_under_read_lock=True,
+            gup_grows_stack=True,
         ),
         Profile("6.18"),
         Profile(

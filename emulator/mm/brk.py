@@ -81,22 +81,42 @@ def expand_downwards(area: VmAreaStruct, address: int) -> int:
     if below is not None and not below.vm_flags & VM_GROWSDOWN and below.vm_flags & VM_ACCESS_FLAGS:
         if address - below.vm_end < gap:
             return -ENOMEM
-    error = rmap.anon_vma_prepare(area)
-    if error or address >= area.vm_start:
-        return error
+    if rmap.anon_vma_prepare(area):
+        return -ENOMEM
+    assert area.anon_vma is not None
+    rmap.anon_vma_lock_write(area.anon_vma)
+    # somebody else may have been faster
+    error = grow_downwards(area, address) if address < area.vm_start else 0
+    rmap.anon_vma_unlock_write(area.anon_vma)
+    return error
+
+
+def grow_downwards(area: VmAreaStruct, address: int) -> int:
+    """The growth itself, down to ``address``, if the limits allow it. The rmap lock is held."""
+    mm = area.vm_mm
     grow = (area.vm_start - address) >> PAGE_SHIFT
     if area.vm_end - address > mm.machine.profile.rlimit_stack or grow > area.vm_pgoff:
         return -ENOMEM
     if not mmap.may_expand_vm(mm, area.vm_flags, grow) or mmap.security_vm_enough_memory(mm, grow):
         return -ENOMEM
-    assert area.anon_vma is not None
-    rmap.anon_vma_lock_write(area.anon_vma)
     rmap.anon_vma_interval_tree_pre_update_vma(area)
     mm.mm_mt.move(area, address, area.vm_end)
     area.vm_pgoff -= grow
     rmap.anon_vma_interval_tree_post_update_vma(area)
-    rmap.anon_vma_unlock_write(area.anon_vma)
     mmap.vm_stat_account(mm, area.vm_flags, grow)
     if area.vm_flags & VM_LOCKED:
         mm.locked_vm += grow
     return 0
+
+
+def find_extend_vma(mm: MmStruct, address: int) -> VmAreaStruct | None:
+    """The VMA at ``address``; where a stack begins above it, the stack grown down to it."""
+    area = mm.mm_mt.find(address)
+    if area is None or area.vm_start <= address:
+        return area
+    start = area.vm_start
+    if not area.vm_flags & VM_GROWSDOWN or expand_downwards(area, address):
+        return None
+    if area.vm_flags & VM_LOCKED:
+        gup_populate.populate_vma_page_range(area, address & PAGE_MASK, start)
+    return area

@@ -10,7 +10,7 @@ from emulator.geometry import LEVEL_PTE, PAGE_MASK, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import ACCESSED, DIRTY, EXEC, PFN_SHIFT, PRESENT, PSE, RW, USER, is_migration
 from emulator.mm import brk, memory, pgtable_generic
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE, Folio, MmStruct
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_WRITE, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import OOM_KILLED, SIGBUS, SIGSEGV
 
 FAULTS_PER_ACCESS_MAX = 64  # a bound on faults that make no progress
@@ -80,16 +80,10 @@ def do_user_addr_fault(mm: MmStruct, addr: int, flags: int, present: bool) -> in
         mm.mmap_lock.up_read()
         return SIGSEGV
     if area.vm_start > addr:
-        # the stack grows under the write lock; what was seen without it is looked at again
-        mm.mmap_lock.up_read()
-        mm.mmap_lock.down_write()
-        area = mm.mm_mt.find(addr)
-        failed = area is None or (area.vm_start > addr and brk.expand_downwards(area, addr) != 0)
-        mm.mmap_lock.downgrade()
-        if failed:
+        area = grow_stack(mm, area, addr)
+        if area is None:
             mm.mmap_lock.up_read()
             return SIGSEGV
-    assert area is not None
     if access_error(area.vm_flags, flags, present):
         mm.mmap_lock.up_read()
         return SIGSEGV
@@ -106,6 +100,21 @@ def do_user_addr_fault(mm: MmStruct, addr: int, flags: int, present: bool) -> in
         return SIGSEGV
     wait_for_migration(mm, addr)
     return 0
+
+
+def grow_stack(mm: MmStruct, area: VmAreaStruct, addr: int) -> VmAreaStruct | None:
+    """Let the stack VMA ``area`` reach down to ``addr``: the VMA that holds it then, None where it must not grow.
+
+    mmap_lock is held for reading, before and after; in between, since 6.5, for writing.
+    """
+    if mm.machine.profile.stack_grows_under_read_lock:
+        return None if brk.expand_downwards(area, addr) else area
+    mm.mmap_lock.up_read()
+    mm.mmap_lock.down_write()
+    found = mm.mm_mt.find(addr)  # what was seen without the lock is looked at again
+    failed = found is None or (found.vm_start > addr and brk.expand_downwards(found, addr) != 0)
+    mm.mmap_lock.downgrade()
+    return None if failed else found
 
 
 def access_error(vm_flags: int, flags: int, present: bool) -> bool:

@@ -16,7 +16,7 @@ from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import DIRTY, PRESENT, PSE, RW, USER, pte_pfn
-from emulator.mm import fault, gup_lockless, memory, pagewalk, pgtable_generic, swap
+from emulator.mm import brk, fault, gup_lockless, memory, pagewalk, pgtable_generic, swap
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
     GUP_PIN_COUNTING_BIAS,
@@ -217,6 +217,8 @@ def get_user_page(mm: MmStruct, addr: int, flags: int) -> Pin | int | str:
         if check_vma_flags(vma, flags):
             return -EINVAL
     else:
+        if vma is None and mm.machine.profile.gup_grows_stack:
+            vma = brk.find_extend_vma(mm, addr)
         if vma is None:
             return -EFAULT
         error = check_vma_flags(vma, flags)

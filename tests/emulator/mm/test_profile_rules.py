@@ -11,16 +11,19 @@ from emulator.geometry import PAGE_SIZE
 from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.profile import PROFILES, Profile
 from emulator.uapi import (
+    EFAULT,
     EINVAL,
     ENOMEM,
     MADV_DOFORK,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
+    MAP_GROWSDOWN,
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_STACK,
     PROT_READ,
 )
+from emulator.workload import FOLL_WRITE, Op, Switch
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 from tests.emulator.mm.vma_bench import Bench
 
@@ -199,6 +202,31 @@ def merge_for_the_process(profile: Profile) -> object:
     return world.image.ksm.prctl_memory_merge(world.mm(), 1, (0, 0, 0)), world.mm().merge_any
 
 
+def map_a_growing_stack(profile: Profile) -> World:
+    """A world with a stack of two pages at page 20 that grows downwards, and with other memory at page 30."""
+    world = World(profile=profile)
+    flags = PRIVATE_FIXED | MAP_GROWSDOWN
+    world.image.mmap.sys_mmap(world.mm(), world.address(20), 2 * PAGE_SIZE, RW, flags, None, 0)
+    world.mmap(30, 2)
+    return world
+
+
+def grow_beside_a_fault(profile: Profile) -> object:
+    """The stack is to grow while a fault elsewhere holds mmap_lock for reading: who is ready first?"""
+    world = map_a_growing_stack(profile)
+    ops = (Op("write", 0, (18, 0)), Op("write", 0, (30, 0)))
+    outcomes = world.collide(ops, [Switch(1, "anon_vma.found", 1)])
+    assert [outcome.ret for outcome in outcomes] == [0, 0]
+    world.check()
+    return world.machine.completed
+
+
+def take_a_page_below_the_stack(profile: Profile) -> object:
+    """get_user_pages there: the result, and the stack afterwards."""
+    world = map_a_growing_stack(profile)
+    return world.do("gup_slow", 19, FOLL_WRITE, 0), world.span(20)
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -276,6 +304,10 @@ RULES: Final = {
     ),
     "dofork_refused": Rule(let_special_mappings_fork, {VM_IO: [0, -EINVAL], VM_SPECIAL: [-EINVAL, -EINVAL]}),
     "ksm_per_process": Rule(merge_for_the_process, {True: (0, True), False: (-EINVAL, False)}),
+    "stack_grows_under_read_lock": Rule(grow_beside_a_fault, {False: [1, 0], True: [0, 1]}),
+    "gup_grows_stack": Rule(
+        take_a_page_below_the_stack, {False: (-EFAULT, (20, 2)), True: (0, (19, 3))}
+    ),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
     ),
