@@ -94,9 +94,15 @@ class Profile(NamedTuple):
     gup_grows_stack: bool = False
 
     # ---- mm/rmap.c
-    # A copied chain of AVCs is turned round: since 7.0 ("mm: clean up anon_vma implementation"). It decides which of
-    # several idle ancestors a fork uses again: the oldest, before.
+    # fork uses an ancestor's anon_vma again when its VMAs and children are fewer than two together: until 6.0
+    # (2555283eb40d, CVE-2022-42703). Since then it must have no VMA and one child at most.
+    reuse_by_degree: bool = False
+    # A copy of a chain has the order turned round, and fork looks for an anon_vma to use again from the youngest on:
+    # since 7.0 (L. Stoakes, "mm: clean up anon_vma implementation"). Before, the order was kept, youngest first, and
+    # fork began at the oldest.
     clone_reverses_chain: bool = False
+    # fork allocates an anon_vma before it knows whether it needs one: since 7.0, the same series.
+    fork_allocates_first: bool = False
 
 
 PROFILES: Final[dict[str, Profile]] = {
@@ -121,12 +127,14 @@ PROFILES: Final[dict[str, Profile]] = {
             ksm_per_process=False,
             stack_grows_under_read_lock=True,
             gup_grows_stack=True,
+            reuse_by_degree=True,
         ),
         Profile("6.18"),
         Profile(
             "7.0",
             dofork_refused=VM_SPECIAL,
             clone_reverses_chain=True,
+            fork_allocates_first=True,
         ),
     )
 }

@@ -162,9 +162,15 @@ def check_anon_vma_clone(dst: VmAreaStruct, src: VmAreaStruct, operation: int) -
         dst.vm_mm.machine.warn("anon-vma-clone", f"{src} does not fit {dst}, its clone", src.anon_vma)
 
 
-def maybe_reuse_anon_vma(dst: VmAreaStruct, anon_vma: AnonVma) -> None:
+def maybe_reuse_anon_vma(dst: VmAreaStruct, src: VmAreaStruct, anon_vma: AnonVma) -> None:
     """fork: take over an ancestor's anon_vma that no VMA calls its own and that has one child at most."""
-    if dst.anon_vma is None and anon_vma.num_active_vmas == 0 and anon_vma.num_children <= 1:
+    if dst.anon_vma is not None:
+        return
+    if dst.vm_mm.machine.profile.reuse_by_degree:
+        reusable = anon_vma is not src.anon_vma and anon_vma.num_active_vmas + anon_vma.num_children < 2
+    else:
+        reusable = anon_vma.num_active_vmas == 0 and anon_vma.num_children <= 1
+    if reusable:
         dst.anon_vma = anon_vma
         anon_vma.num_active_vmas += 1
 
@@ -193,7 +199,7 @@ def anon_vma_clone(dst: VmAreaStruct, src: VmAreaStruct, operation: int) -> int:
     for avc in reversed(chain):
         avc_insert(avc)
         if operation == VMA_OP_FORK:
-            maybe_reuse_anon_vma(dst, avc.anon_vma)
+            maybe_reuse_anon_vma(dst, src, avc.anon_vma)
     if operation != VMA_OP_FORK and dst.anon_vma is not None:
         dst.anon_vma.num_active_vmas += 1
     anon_vma_unlock_write(active)
@@ -206,6 +212,15 @@ def cleanup_partial_anon_vmas(vma: VmAreaStruct) -> None:
     vma.anon_vma = None
 
 
+def anon_vma_and_avc_alloc(m: Machine) -> AnonVma | None:
+    """A new root, and memory for the AVC that will lead to it; None: out of memory for one of them."""
+    anon_vma = anon_vma_alloc(m)
+    if anon_vma is not None and m.should_fail("anon_vma_chain_alloc"):
+        put_anon_vma(anon_vma)
+        return None
+    return anon_vma
+
+
 def anon_vma_fork(vma: VmAreaStruct, pvma: VmAreaStruct) -> int:
     """Attach a child's VMA to all anon_vmas of its parent's ``pvma``, and to one of its own. 0 or -ENOMEM."""
     parent = pvma.anon_vma
@@ -213,16 +228,20 @@ def anon_vma_fork(vma: VmAreaStruct, pvma: VmAreaStruct) -> int:
         return 0
     vma.anon_vma = None
     m = vma.vm_mm.machine
-    anon_vma = anon_vma_alloc(m)
-    if anon_vma is None:
-        return -ENOMEM
-    if m.should_fail("anon_vma_chain_alloc"):
-        put_anon_vma(anon_vma)
+    first = m.profile.fork_allocates_first
+    anon_vma = anon_vma_and_avc_alloc(m) if first else None
+    if first and anon_vma is None:
         return -ENOMEM
     error = anon_vma_clone(vma, pvma, VMA_OP_FORK)
     if error or vma.anon_vma is not None:  # failed, or an ancestor's is used again
-        put_anon_vma(anon_vma)
+        if anon_vma is not None:
+            put_anon_vma(anon_vma)
         return error
+    if anon_vma is None:
+        anon_vma = anon_vma_and_avc_alloc(m)
+    if anon_vma is None:
+        unlink_inherited(vma, parent)
+        return -ENOMEM
     anon_vma.num_active_vmas = 1
     anon_vma.root = parent.root
     anon_vma.parent = parent
@@ -236,6 +255,15 @@ def anon_vma_fork(vma: VmAreaStruct, pvma: VmAreaStruct) -> int:
     parent.num_children += 1
     anon_vma_unlock_write(anon_vma)
     return 0
+
+
+def unlink_inherited(vma: VmAreaStruct, parent: AnonVma) -> None:
+    """A child's VMA that gets no anon_vma of its own leaves those of its parent, who keeps all of them alive."""
+    anon_vma_lock_write(parent)
+    for avc in vma.anon_vma_chain:
+        avc_remove(avc)
+    vma.anon_vma_chain.clear()
+    anon_vma_unlock_write(parent)
 
 
 def unlink_anon_vmas(vma: VmAreaStruct) -> None:

@@ -227,6 +227,22 @@ def take_a_page_below_the_stack(profile: Profile) -> object:
     return world.do("gup_slow", 19, FOLL_WRITE, 0), world.span(20)
 
 
+def reuse_twice(profile: Profile) -> object:
+    """Two forks of a process whose chain holds an anon_vma without VMA or child: do the children share it?"""
+    world = World(profile=profile)
+    world.mmap(0, 1)
+    world.write(0)
+    for parent, child in ((0, 1), (1, 2)):
+        world.fork(child, parent)
+    world.do("exit", proc=1)
+    world.fork(3, 2)  # uses the anon_vma of the one that has gone
+    world.do("exit", proc=2)
+    world.fork(1, 3)
+    world.fork(2, 3)
+    world.check()
+    return world.vma(0, 1).anon_vma is world.vma(0, 2).anon_vma
+
+
 def chain_of_a_line(profile: Profile) -> object:
     """Five generations, of which the last is left, and forks: its chain and the child's anon_vma, by generation."""
     world = World(profile=profile)
@@ -244,6 +260,21 @@ def chain_of_a_line(profile: Profile) -> object:
     world.fork(1, 0)
     world.check()
     return [line.index(avc.anon_vma) for avc in world.vma(0, 0).anon_vma_chain], line.index(world.vma(0, 1).anon_vma)
+
+
+def what_fork_allocates(profile: Profile) -> object:
+    """The allocations that fork makes for one faulted page, in order; each fails once, and nothing is left."""
+    asked = []
+    for nth in range(1, 20):
+        world = World(profile=profile)
+        world.mmap(0, 1)
+        world.write(0)
+        result = world.do("fork", 1, fail_nth=nth)
+        world.check()
+        if not result:
+            break
+        asked.append(world.machine.sched.current.failed)
+    return asked[2:6]
 
 
 RULES: Final = {
@@ -308,8 +339,16 @@ RULES: Final = {
     "gup_grows_stack": Rule(
         take_a_page_below_the_stack, {False: (-EFAULT, (20, 2)), True: (0, (19, 3))}
     ),
+    "reuse_by_degree": Rule(reuse_twice, {False: False, True: True}),
     "clone_reverses_chain": Rule(
         chain_of_a_line, {False: ([4, 3, 2, 1, 0], 1), True: ([4, 2, 0, 1, 3], 2)}
+    ),
+    "fork_allocates_first": Rule(
+        what_fork_allocates,
+        {
+            False: ["vm_area_alloc", "anon_vma_chain_alloc", "anon_vma_alloc", "anon_vma_chain_alloc"],
+            True: ["vm_area_alloc", "anon_vma_alloc", "anon_vma_chain_alloc", "anon_vma_chain_alloc"],
+        },
     ),
 }
 
