@@ -38,11 +38,12 @@ class KernelImage:
         self.design = design
         self._transform = transform
         self._modules: dict[str, ModuleType] = {}
+        self._designs: dict[str, ModuleType] = {}
         self._builtins = dict(vars(builtins), __import__=self._import)
         for path in sorted(MM_FOLDER.glob("*.py")):
             if path.stem != "__init__":
                 self._load(path.stem)
-        for name, function in design.replacements(self._load_file).items():
+        for name, function in design.replacements(self._load_design).items():
             self._replace(name, function)
 
     def __getattr__(self, name: str) -> Any:
@@ -54,13 +55,13 @@ class KernelImage:
 
     def _replace(self, name: str, function: Callable[..., Any]) -> None:
         module_name, _, attribute = name.partition(".")
-        module = self._modules.get(module_name)
+        module = self._modules.get(module_name) or self._designs.get(DESIGNS_PACKAGE + module_name)
         original = getattr(module, attribute, None)
         if module is None or not callable(original):
             known = ", ".join(sorted(self._modules))
             raise UsageError(
-                f"design {self.design.name!r} replaces {name!r}, but emulator/mm has no such function "
-                f"(write it as file.function; files: {known})"
+                f"design {self.design.name!r} replaces {name!r}, but emulator/mm has no such function, nor has "
+                f"a design that it builds on (write it as file.function; files: {known})"
             )
         code = function.__code__
         if code.co_argcount and code.co_varnames[0] == "original":
@@ -70,16 +71,19 @@ class KernelImage:
     def _load(self, stem: str) -> ModuleType:
         module = self._modules.get(stem)
         if module is None:
-            module = self._load_file(MM_FOLDER / f"{stem}.py", f"{MM_PACKAGE}.{stem}", stem)
+            module = self._load_file(MM_FOLDER / f"{stem}.py", f"{MM_PACKAGE}.{stem}", self._modules, stem)
         return module
 
-    def _load_file(self, path: Path, name: str, stem: str | None = None) -> ModuleType:
+    def _load_design(self, path: Path, name: str) -> ModuleType:
+        """The file of a design, run once: what builds on it replaces functions of the one that everybody runs."""
+        return self._designs.get(name) or self._load_file(path, name, self._designs, name)
+
+    def _load_file(self, path: Path, name: str, loaded: dict[str, ModuleType], key: str) -> ModuleType:
         """Run one source file inside this image: its imports of ``emulator.mm`` give this image's modules."""
         module = ModuleType(name)
         module.__file__ = str(path)
         module.__dict__["__builtins__"] = self._builtins
-        if stem is not None:
-            self._modules[stem] = module  # before it runs, as imports here go in circles
+        loaded[key] = module  # before it runs, as imports here go in circles
         tree = ast.parse(path.read_bytes(), str(path))
         if self._transform is not None:
             tree = self._transform(tree, str(path))
@@ -96,8 +100,7 @@ class KernelImage:
     ) -> ModuleType:
         if level == 0 and name.startswith(DESIGNS_PACKAGE) and name != f"{DESIGNS_PACKAGE}base":
             # a design that builds on another gets that one's functions as they run in this image
-            path = DESIGNS_FOLDER / f"{name.removeprefix(DESIGNS_PACKAGE)}.py"
-            return self._modules.get(name) or self._load_file(path, name, name)
+            return self._load_design(DESIGNS_FOLDER / f"{name.removeprefix(DESIGNS_PACKAGE)}.py", name)
         if level == 0 and name == MM_PACKAGE and fromlist:
             package = ModuleType(MM_PACKAGE)
             for stem in fromlist:

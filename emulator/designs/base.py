@@ -15,7 +15,8 @@
 
 A replacement has the signature of the function that it replaces. When its first parameter is called
 ``original``, it is given the replaced function there. The file of a design runs inside the kernel image,
-so ``from emulator.mm import vma`` in it means that image's ``vma``.
+so ``from emulator.mm import vma`` in it means that image's ``vma``. A design that is a subclass of another
+replaces that one's functions the same way: ``relocate_anon.give_up``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Design:
     source: ClassVar[str] = ""  # where it was proposed
     mremap_flags: ClassVar[int] = 0  # MREMAP_* bits that this design adds to the interface
 
-    replaces: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # "file.function" of emulator/mm to function
+    replaces: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # "file.function" of mm or a parent to function
 
     @classmethod
     def replacements(cls, load_file: Callable[[Path, str], ModuleType]) -> dict[str, Callable[..., Any]]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emulator.designs.base import Design
-from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT, PAGE_SIZE
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT
 from emulator.mm import memory, mremap, mremap_tables, munmap, pgtable_generic, rmap, rmap_counts, vma
-from emulator.mm_types import VM_HUGETLB, VM_SPECIAL, VmAreaStruct
+from emulator.mm_types import VM_HUGETLB, VM_SPECIAL, Folio, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
 
 
@@ -32,16 +32,19 @@ def vma_maybe_has_shared_anon_folios(area: VmAreaStruct) -> bool:
     return anon_vma.num_children > (1 if anon_vma is anon_vma.root else 0)
 
 
+def can_relocate_anon(old: VmAreaStruct) -> bool:
+    """Is the VMA of a kind that can be relocated, and surely not shared with a parent or child?"""
+    return (
+        not old.vm_flags & (VM_SPECIAL | VM_HUGETLB)
+        and vma.vma_is_anonymous(old)
+        and not vma_maybe_has_shared_anon_folios(old)
+    )
+
+
 def should_relocate_anon(vrm: mremap.VmaRemapStruct) -> bool:
     """Asked once, before the copy of the VMA."""
     old = vrm.source()
-    return (
-        bool(vrm.flags & MREMAP_RELOCATE_ANON)
-        and not old.vm_flags & (VM_SPECIAL | VM_HUGETLB)
-        and vma.vma_is_anonymous(old)
-        and old.anon_vma is not None
-        and not vma_maybe_has_shared_anon_folios(old)
-    )
+    return bool(vrm.flags & MREMAP_RELOCATE_ANON) and old.anon_vma is not None and can_relocate_anon(old)
 
 
 def copy_vma(
@@ -85,66 +88,88 @@ def copy_vma(
     return source, new, False, relocate
 
 
-def relocate_anon_pte(
-    pmc: mremap_tables.PagetableMoveControl, pte: int, old_addr: int, new_addr: int, undo: bool
-) -> bool:
-    """Give one folio the mapping and index of the destination (``undo``: of the source) VMA.
+def relocate_folio(
+    pmc: mremap_tables.PagetableMoveControl, folio: Folio, old_addr: int, new_addr: int, undo: bool
+) -> None:
+    """Give a locked folio the mapping and index of the destination (``undo``: of the source) VMA."""
+    area, address = (pmc.old, old_addr) if undo else (pmc.new, new_addr)
+    rmap_counts.folio_move_anon_rmap(folio, area)
+    folio.index = vma.linear_page_index(area, address)
+    point = "relocate.folio_undone" if undo else "relocate.folio_relocated"
+    area.vm_mm.machine.sched.point(point)
 
-    True also where the folio is passed over: not anonymous, perhaps shared, perhaps pinned. False: give up.
+
+def relocate_large_folio(
+    pmc: mremap_tables.PagetableMoveControl,
+    table: PageTable,
+    folio: Folio,
+    old_addr: int,
+    new_addr: int,
+    undo: bool,
+) -> int:
+    """A large folio that PTEs map, locked (it is unlocked here): give up. As ``relocate_anon_pte``."""
+    folio.lock.unlock()
+    return 0
+
+
+def relocate_anon_pte(
+    pmc: mremap_tables.PagetableMoveControl, table: PageTable, old_addr: int, new_addr: int, undo: bool
+) -> int:
+    """Relocate the folio that a present entry of ``table``, which is locked, maps at ``old_addr``.
+
+    Returns the pages that are done with; also where the folio is passed over: not anonymous, perhaps shared,
+    perhaps pinned. 0: give up.
     """
-    old, new = pmc.old, pmc.new
+    old = pmc.old
     m = old.vm_mm.machine
+    pte = table.entries[pgtable_generic.slot_of(old.vm_mm, old_addr, LEVEL_PTE)]
+    assert isinstance(pte, int)
     folio = memory.vm_normal_folio(old, old_addr, pte)
     if folio is None:
-        return True
+        return 1
     folio.lock.lock()
     m.sched.point("relocate.folio_locked")
-    done = True
     if not folio.anon or folio.ksm:
         pass
-    elif folio.order == 0 and folio.mapcounts[0] > 1:
+    elif rmap_counts.folio_maybe_mapped_shared(folio):
         m.warn("relocate-shared-folio", "a folio that is mapped twice was to be relocated", folio)
-    elif folio.maybe_dma_pinned():
-        m.sched.point("relocate.pinned_skipped")
-    elif folio.large:
-        done = False
     else:
         if not folio.anon_exclusive & 1:
             m.warn("relocate-not-exclusive", "a folio that is not exclusive was to be relocated", folio)
-        if undo:
-            rmap_counts.folio_move_anon_rmap(folio, old)
-            folio.index = vma.linear_page_index(old, old_addr)
+        if folio.maybe_dma_pinned():
+            m.sched.point("relocate.pinned_skipped")
+        elif folio.large:
+            return relocate_large_folio(pmc, table, folio, old_addr, new_addr, undo)
         else:
-            rmap_counts.folio_move_anon_rmap(folio, new)
-            folio.index = vma.linear_page_index(new, new_addr)
-        m.sched.point("relocate.folio_undone" if undo else "relocate.folio_relocated")
+            relocate_folio(pmc, folio, old_addr, new_addr, undo)
     folio.lock.unlock()
-    return done
+    return 1
 
 
 def relocate_anon_ptes(
     pmc: mremap_tables.PagetableMoveControl, table: PageTable, extent: int, undo: bool
-) -> bool:
-    """The folios that one PTE table maps, under its lock. Entries that are not present are passed over."""
+) -> int:
+    """The folios that one PTE table maps, under its lock. Entries that are not present are passed over.
+
+    Returns the old address reached: the end of the extent, or where a folio could not be relocated.
+    """
     mm = pmc.old.vm_mm
+    addr, end = pmc.old_addr, pmc.old_addr + extent
+    distance = pmc.new_addr - pmc.old_addr
     table.ptl.lock()
-    slot = pgtable_generic.slot_of(mm, pmc.old_addr, LEVEL_PTE)
-    done = True
-    for offset in range(0, extent, PAGE_SIZE):
-        pte = table.entries.get(slot, 0)
+    while addr < end:
+        pte = table.entries.get(pgtable_generic.slot_of(mm, addr, LEVEL_PTE), 0)
         assert isinstance(pte, int)
-        if pte & PRESENT and not relocate_anon_pte(
-            pmc, pte, pmc.old_addr + offset, pmc.new_addr + offset, undo
-        ):
-            done = False
+        pages = relocate_anon_pte(pmc, table, addr, addr + distance, undo) if pte & PRESENT else 1
+        if not pages:
             break
-        slot += 1
+        addr += pages << PAGE_SHIFT
     table.ptl.unlock()
-    return done
+    return min(addr, end)
 
 
-def walk_old_tables(pmc: mremap_tables.PagetableMoveControl, undo: bool) -> bool:
-    """Every table of the source range. False at a huge page, or where a folio says so."""
+def walk_old_tables(pmc: mremap_tables.PagetableMoveControl, undo: bool) -> int:
+    """Every table of the source range. Returns the old address reached: the end, a huge page, or a folio."""
     mm = pmc.old.vm_mm
     while pmc.old_addr < pmc.old_end:
         extent = mremap_tables.get_extent(LEVEL_PUD, pmc)
@@ -154,26 +179,30 @@ def walk_old_tables(pmc: mremap_tables.PagetableMoveControl, undo: bool) -> bool
             pmd = pgtable_generic.find_table(mm, pmc.old_addr, LEVEL_PMD)
             entry = pmd.get(pgtable_generic.slot_of(mm, pmc.old_addr, LEVEL_PMD)) if pmd else 0
             if isinstance(entry, PageTable):
-                if not relocate_anon_ptes(pmc, entry, extent, undo):
-                    return False
+                reached = relocate_anon_ptes(pmc, entry, extent, undo)
+                if reached < pmc.old_addr + extent:
+                    return reached
             elif entry:
-                return False  # a huge page
+                break  # a huge page
         pmc.old_addr += extent
         pmc.new_addr += extent
-    return True
+    return pmc.old_addr
 
 
-def relocate_anon_folios(pmc: mremap_tables.PagetableMoveControl, undo: bool) -> bool:
-    """Walk from where ``pmc`` stands, and leave it standing there."""
+def relocate_anon_folios(pmc: mremap_tables.PagetableMoveControl, undo: bool) -> int:
+    """Walk from where ``pmc`` stands, and leave it standing there. Returns the old address reached."""
     old_addr, new_addr = pmc.old_addr, pmc.new_addr
     pmc.old.vm_mm.machine.sched.point("relocate.undo_begin" if undo else "relocate.begin")
-    done = walk_old_tables(pmc, undo)
+    reached = walk_old_tables(pmc, undo)
     pmc.old_addr, pmc.new_addr = old_addr, new_addr
-    return done
+    return reached
 
 
-def give_up(vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl) -> None:
-    """A folio could not be relocated: undo and unmap the destination, so that the move can start anew."""
+def give_up(vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl) -> int:
+    """A folio could not be relocated: undo and unmap the destination, so that the move can start anew.
+
+    Returns 0, or the error with which the call is to end instead.
+    """
     new = pmc.new
     start, length = new.vm_start, new.vm_end - new.vm_start
     relocate_anon_folios(pmc, undo=True)
@@ -182,6 +211,7 @@ def give_up(vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl)
     rmap.anon_vma_unlock_write(new.anon_vma)
     pmc.relocate_locked = None
     munmap.do_munmap(vrm.mm, start, length)
+    return 0
 
 
 def merge_relocated(new: VmAreaStruct, start: int, end: int) -> VmAreaStruct:
@@ -204,8 +234,8 @@ def has_shared_anon_vma(pmc: mremap_tables.PagetableMoveControl) -> bool:
 
 
 def check_mremap_params(original: Callable[[mremap.VmaRemapStruct], int], vrm: mremap.VmaRemapStruct) -> int:
-    """The flag needs MAYMOVE."""
-    if vrm.flags & MREMAP_RELOCATE_ANON and not vrm.flags & MREMAP_MAYMOVE:
+    """A flag that the design adds needs MAYMOVE."""
+    if vrm.flags & vrm.mm.machine.image.design.mremap_flags and not vrm.flags & MREMAP_MAYMOVE:
         return -EINVAL
     return original(vrm)
 
@@ -262,9 +292,11 @@ def copy_vma_and_data(vrm: mremap.VmaRemapStruct) -> tuple[int, VmAreaStruct | N
         assert new.anon_vma is not None
         rmap.anon_vma_lock_write(new.anon_vma)
         pmc.relocate_locked = new
-        if relocate_anon_folios(pmc, undo=False):
+        if relocate_anon_folios(pmc, undo=False) == pmc.old_end:
             break
-        give_up(vrm, pmc)
+        error = give_up(vrm, pmc)
+        if error:
+            return error, None
         relocate = False
     moved = mremap_tables.move_page_tables(pmc)
     error = mremap.mremap_error(vrm, moved)

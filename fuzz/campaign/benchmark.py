@@ -194,15 +194,14 @@ def _judge(mode: str, design: str) -> tuple[Any, Any]:
     return Judge(*target.images()), None
 
 
-def _load_patched(self: Any, path: Path, name: str, stem: str | None = None) -> ModuleType:
+def _load_patched(self: Any, path: Path, name: str, loaded: dict[str, ModuleType], key: str) -> ModuleType:
     """``KernelImage._load_file`` with Atheris's instrumentation in place of a syntax-tree pass."""
     import atheris
 
     module = ModuleType(name)
     module.__file__ = str(path)
     module.__dict__["__builtins__"] = self._builtins
-    if stem is not None:
-        self._modules[stem] = module
+    loaded[key] = module
     code: CodeType = compile(ast.parse(path.read_bytes(), str(path)), str(path), "exec")
     exec(atheris.patch_code(code, True), module.__dict__)
     return module

@@ -108,7 +108,8 @@ class UserDesign(Design):
 
 
 @pytest.mark.parametrize(
-    "name", ["vma.no_such_function", "nowhere.vma_pages", "vma_pages", "vma.VMA_MERGE_START"]
+    "name",
+    ["vma.no_such_function", "nowhere.vma_pages", "vma_pages", "vma.VMA_MERGE_START", "relocate_anon.give_up"],
 )
 def test_unknown_function(tmp_path: Path, name: str) -> None:
     """Said as a usage error that names the design, the function and the files there are."""
@@ -152,6 +153,27 @@ class UserDesign(RelocateAnon):
     assert image.mremap.copy_vma_and_data.__globals__["mremap"] is image.mremap
     assert image.mremap.check_mremap_params.func.__name__ == "check_mremap_params"
     assert design.mremap_flags == RelocateAnon.mremap_flags
+
+
+def test_design_replaces_functions_of_another(tmp_path: Path) -> None:
+    """A subclass names its parent's functions by the parent's file; the parent itself stays as it is."""
+    design = write_design(
+        tmp_path,
+        """
+from emulator.designs.relocate_anon import RelocateAnon
+
+def give_up(original, vrm, pmc):
+    return original(vrm, pmc) or -99
+
+class UserDesign(RelocateAnon):
+    name = "strict"
+    replaces = {"relocate_anon.give_up": give_up}
+""",
+    )
+    of_parent = KernelImage(design).mremap.copy_vma_and_data.__globals__
+    assert of_parent["give_up"].func.__name__ == "give_up"
+    assert of_parent["give_up"].args[0].__globals__ is of_parent
+    assert not hasattr(KernelImage(RelocateAnon).mremap.copy_vma_and_data.__globals__["give_up"], "func")
 
 
 def test_base_class_replacements_come_first(tmp_path: Path) -> None:
