@@ -30,6 +30,7 @@ MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
 MREMAP_DONTUNMAP: Final = 4
 MREMAP_RELOCATE_ANON: Final = 8  # proposed (June 2025), refused by mainline
+MREMAP_MUST_RELOCATE_ANON: Final = 16  # likewise
 
 MADV_NORMAL: Final = 0
 MADV_RANDOM: Final = 1

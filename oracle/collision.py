@@ -17,7 +17,7 @@ from emulator.workload import token
 from oracle.comparison import Table, VisibleOracle, spans_of
 from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY
-from oracle.specification_failure import AFTER_FAILURE, alternatives, settle
+from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
 from oracle.specification_page import FAILURES
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Search:
         """The states that op ``number`` may have left after the ops of ``order``."""
         op, outcome = self.step.ops[number], self.outcomes[number]
         mark = token(self.index, number)
-        if outcome.injected:
+        if left_in_part(spec, op, outcome):
             view = self.visible.view
             settled = spec.copy()
             if settle(settled, op, outcome, mark, lambda *page: view.shows(spec, *page)) is None:

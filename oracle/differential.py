@@ -4,10 +4,10 @@ Same results, same pages, same sharing. For one operation from equal states (lay
 of anon_vmas alike) the design under test has never more VMAs than the reference: that is what it is for.
 
 A flag that asks for what only the design does is taken off for the reference. A collision runs on the
-reference as the serial order that the collision oracle found. An operation in which a failure was injected is
-left out on the reference when it changed nothing. Where the two can no longer be compared (a failure left a
-call half done; a result differs that depends on the layout, and layouts differ by design) the reference is
-*detached* for the rest of the workload, and ``detached`` says why.
+reference as the serial order that the collision oracle found. An operation in which a failure was injected, or
+that refused to relocate, is left out on the reference when it changed nothing. Where the two can no longer be
+compared (a failure left a call half done; a result differs that depends on the layout, and layouts differ by
+design) the reference is *detached* for the rest of the workload, and ``detached`` says why.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PLACES = frozenset(("mmap", "mremap"))
 
 
 class Fate(Enum):
-    """What became of an op in which an allocation was made to fail."""
+    """What became of an op in which an allocation was made to fail, or that refused what the reference does."""
 
     UNDONE = "undone"  # it changed nothing
     DONE = "done"  # as if nothing had failed
@@ -126,8 +126,8 @@ class DifferentialOracle:
     ) -> list[Finding]:
         """Run step number ``index`` on the reference and compare results and layouts.
 
-        ``order``: the serial order of its ops. ``fate``: what became of those in which a failure was injected,
-        where that is known.
+        ``order``: the serial order of its ops. ``fate``: what became of those in which a failure was injected, or
+        that refused to relocate, where that is known.
         """
         if self.detached:
             return []
@@ -137,13 +137,14 @@ class DifferentialOracle:
         try:
             for number in order:
                 outcome = outcomes[number]
-                if outcome.injected:
-                    became = fate.get(number) or fate_by_kind(step.ops[number], outcome.ret)
-                    if became is Fate.UNDONE:
-                        continue
-                    if became is Fate.OTHER:
-                        self.detach(index, f"an injected failure left {step.ops[number].kind} half done")
-                        return []
+                became = fate.get(number)
+                if outcome.injected and became is None:
+                    became = fate_by_kind(step.ops[number], outcome.ret)
+                if became is Fate.UNDONE:
+                    continue
+                if became is Fate.OTHER:
+                    self.detach(index, f"{step.ops[number].kind} was left half done")
+                    return []
                 op = for_reference(step.ops[number], self._added)
                 reference = self._reference.run_alone(op, index, number)
                 if not self._same_result(op, outcome, reference, equal, index, number, found):

@@ -35,7 +35,8 @@ from oracle.lifetime import LifetimeOracle
 from oracle.observation import Observer
 from oracle.rmap import RmapOracle
 from oracle.specification import Specification
-from oracle.specification_failure import settle
+from oracle.specification_failure import left_in_part, settle
+from oracle.specification_mremap import refused_to_relocate
 from oracle.specification_page import FAILURES, Limits, Refusal
 from oracle.structure import StructureOracle
 from oracle.tlb import TlbOracle
@@ -245,7 +246,7 @@ class _Run:
         if len(step.ops) == 1:
             order: tuple[int, ...] = (0,)
             op, outcome = step.ops[0], outcomes[0]
-            if outcome.injected:
+            if left_in_part(self.spec, op, outcome):
                 refusal = self._after_failure(step, index, outcome, fate)
             else:
                 refusal = self.spec.apply(op, outcome, token(index, 0))
@@ -259,9 +260,11 @@ class _Run:
         else:
             table = self.visible.touched(step.ops, outcomes)
             completed = self.machine.completed
+            refused = [refused_to_relocate(self.spec, op, o.ret) for op, o in zip(step.ops, outcomes, strict=True)]
             explained = self.collision.explain(self.spec, step, index, outcomes, completed, table)
             if isinstance(explained, Finding):
                 return [explained]
+            fate.update((number, Fate.OTHER) for number, was in enumerate(refused) if was)
             order, wild, self.spec = explained
             found = []
         if not found and self.differential is not None:
@@ -273,14 +276,17 @@ class _Run:
     def _after_failure(
         self, step: Step, index: int, outcome: Outcome, fate: dict[int, Fate]
     ) -> Refusal | None:
-        """The one op of the step had a failure injected: take over what the machine shows, if it is allowed."""
+        """The one op of the step may be done in part: take over what the machine shows, if it is allowed."""
         op = step.ops[0]
         spec = self.spec
         before = spec.copy()
+        refused = refused_to_relocate(spec, op, outcome.ret)
         view = self.visible.view
         refusal = settle(spec, op, outcome, token(index, 0), lambda *page: view.shows(before, *page))
         if refusal is None:
-            if outcome.ret in FAILURES:
+            if refused:
+                fate[0] = Fate.OTHER
+            if outcome.ret in FAILURES or refused:
                 done = before
             else:
                 done = before.copy()

@@ -1,6 +1,7 @@
 """What the specification allows after an injected failure (rules: kernel-facts 6.9 in docs, mm/vma.c, mm/mremap.c).
 
-An allocation that failed may leave a call undone, done, or done in part. In part means: destinations of FIXED and
+An allocation that failed may leave a call undone, done, or done in part. So may a refusal to relocate, without the
+failure. In part means: destinations of FIXED and
 the tail of a shrinking move may be gone, a prefix of a multi-VMA call may be done, and a source that could not be
 cut may stay mapped, empty. Whatever is left, each page keeps its contents, moves with them, or is unmapped as the
 call would have unmapped it.
@@ -16,7 +17,7 @@ from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 from emulator.uapi import MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
-from oracle.specification_mremap import bad_parameters, next_page, one_mapping
+from oracle.specification_mremap import bad_parameters, next_page, one_mapping, refused_to_relocate
 from oracle.specification_page import FAILURES, Group, Page, Pages, Refusal, erased, wrong_result
 
 if TYPE_CHECKING:
@@ -31,11 +32,17 @@ Shows = Callable[[int, int, Page | None], bool]
 """Does the machine show this page (process, page number, page or None for unmapped)?"""
 
 
-def groups_after_failure(spec: Specification, op: Op, ret: int) -> list[Group]:
-    """What ``op``, in which an allocation failed, may have left with result ``ret``; other pages are as before."""
+def left_in_part(spec: Specification, op: Op, outcome: Outcome) -> bool:
+    """May ``op`` have been done in part, so that ``settle`` has to look at what the machine shows?"""
+    return outcome.injected or refused_to_relocate(spec, op, outcome.ret)
+
+
+def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[Group]:
+    """What ``op``, which may have been done in part, may have left; other pages are as before."""
     pages = spec.procs[op.proc]
+    ret = outcome.ret
     if op.kind == "mremap":
-        return _mremap_groups(spec, pages, op, ret)
+        return _mremap_groups(spec, pages, op, outcome)
     if ret >= 0:
         return []
     if op.kind == "mmap" and op.args[3] & MAP_FIXED:
@@ -54,9 +61,10 @@ def groups_after_failure(spec: Specification, op: Op, ret: int) -> list[Group]:
     return []
 
 
-def _mremap_groups(spec: Specification, pages: Pages, op: Op, ret: int) -> list[Group]:
+def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> list[Group]:
     """For each page of the source, with its page of the destination, what may be left."""
     addr, old, new, flags, new_addr = op.args
+    ret = outcome.ret
     several = bool(flags & MREMAP_FIXED) and old == new
     target = ret if ret >= 0 else new_addr if flags & MREMAP_FIXED else None
     if target == addr:  # shrunk or grown where it stands
@@ -67,7 +75,7 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, ret: int) -> list[
         page = pages.get(addr + i)
         if page is not None:
             place = None if target is None else target + i
-            groups.append(_pair(pages, op, addr + i, place, several=several, failed=ret < 0))
+            groups.append(_pair(pages, op, addr + i, place, outcome, several=several))
     if target is not None and not several:
         for i in range(moved, new):
             there = pages.get(target + i)
@@ -81,12 +89,13 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, ret: int) -> list[
     return groups
 
 
-def _pair(pages: Pages, op: Op, source: int, target: int | None, *, several: bool, failed: bool) -> Group:
+def _pair(pages: Pages, op: Op, source: int, target: int | None, outcome: Outcome, *, several: bool) -> Group:
     """One page of the source and its place in the destination (None: not known, as the call failed)."""
     page = pages[source]
     if target is None:
         return [{source: page}]
     group: Group = []
+    failed = outcome.ret < 0
     if failed:
         group = [{source: page, target: pages.get(target)}, {source: page, target: None}]
     if several or not failed:
@@ -94,8 +103,9 @@ def _pair(pages: Pages, op: Op, source: int, target: int | None, *, several: boo
         if op.args[3] & MREMAP_DONTUNMAP:
             group.append({source: left, target: page})
         else:
-            # the second: the source could not be cut for its unmapping, and stays, empty
-            group += [{source: None, target: page}, {source: left, target: page}]
+            group.append({source: None, target: page})
+            if outcome.injected:  # the source could not be cut for its unmapping, and stays, empty
+                group.append({source: left, target: page})
     return group
 
 
@@ -105,7 +115,8 @@ def absorbed(spec: Specification, op: Op, ret: int) -> bool:
     if pages is None:
         return True
     if op.kind == "mremap":
-        return ret not in FAILURES and not _really_moved(spec, pages, op, ret)
+        failed = ret in FAILURES or refused_to_relocate(spec, op, ret)
+        return not failed and not _really_moved(spec, pages, op, ret)
     return ret not in FAILURES
 
 
@@ -119,7 +130,7 @@ def impossible(spec: Specification, op: Op, ret: int) -> Refusal | None:
 
 
 def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Shows) -> Refusal | None:
-    """Do ``op``, in which an allocation failed, as the machine shows that it was done. None: allowed."""
+    """Do ``op``, which may have been left in part, as the machine shows that it was done. None: allowed."""
     ret = outcome.ret
     if absorbed(spec, op, ret):
         return spec.apply(op, outcome, token)
@@ -127,7 +138,7 @@ def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Sho
     if refusal is not None:
         return refusal
     chosen: list[dict[int, Page | None]] = []
-    for group in groups_after_failure(spec, op, ret):
+    for group in groups_after_failure(spec, op, outcome):
         for alternative in group:
             if all(shows(op.proc, number, page) for number, page in alternative.items()):
                 chosen.append(alternative)
@@ -154,7 +165,7 @@ def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> I
         return
     if impossible(spec, op, ret) is not None:
         return
-    for chosen in _choices(groups_after_failure(spec, op, ret)):
+    for chosen in _choices(groups_after_failure(spec, op, outcome)):
         after = spec.copy()
         _take(after.procs[op.proc], chosen)
         yield after

@@ -3,6 +3,10 @@
 Where one VMA must hold the whole source range, the model knows only what the interface shows: pages of different
 kind certainly stand in different VMAs (-EFAULT), pages of one kind may stand in one or several (either is
 allowed).
+
+MREMAP_MUST_RELOCATE_ANON (L. Stoakes, June 2025) lets a design refuse, -EFAULT, what it cannot relocate, after the
+destination has been made free; memory of files it has to refuse. Whether it could have relocated the rest is not
+to be seen from here.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from emulator.uapi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
 )
 from oracle.specification_page import Backing, Page, Pages, Refusal, erased, wrong_result
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from oracle.specification import Specification
 
 _KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+_RELOCATE = MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON
 
 
 def bad_parameters(spec: Specification, op: Op) -> bool:
@@ -32,7 +38,7 @@ def bad_parameters(spec: Specification, op: Op) -> bool:
     addr, old, new, flags, new_addr = op.args
     if flags & ~(_KNOWN | spec.limits.mremap_flags) or not new:
         return True
-    if flags & MREMAP_RELOCATE_ANON and not flags & MREMAP_MAYMOVE:
+    if flags & _RELOCATE and not flags & MREMAP_MAYMOVE:
         return True
     if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return False
@@ -59,6 +65,29 @@ def one_mapping(pages: Pages, first: int, count: int) -> bool:
         if page.backing is not head.backing and page.backing != next_page(head, i).backing:
             return False
     return True
+
+
+def refused_to_relocate(spec: Specification, op: Op, ret: int) -> bool:
+    """Is this -EFAULT one that MUST_RELOCATE_ANON allows: a move, of what may be one mapping, that had begun?"""
+    if op.kind != "mremap" or ret != -EFAULT or not op.args[3] & MREMAP_MUST_RELOCATE_ANON:
+        return False
+    pages = spec.procs.get(op.proc, {})
+    addr, old, new, flags, _ = op.args
+    if addr not in pages or bad_parameters(spec, op):
+        return False
+    if flags & MREMAP_FIXED and old == new:
+        return True
+    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) and (new <= old or _room_behind(spec, pages, addr, old, new)):
+        return False
+    return (bool(old) or pages[addr].backing is not None) and one_mapping(pages, addr, min(old, new))
+
+
+def must_refuse(pages: Pages, op: Op, moved: int) -> bool:
+    """Is something of a file among the pages that MUST_RELOCATE_ANON is to relocate?"""
+    if not op.args[3] & MREMAP_MUST_RELOCATE_ANON:
+        return False
+    source = [pages.get(op.args[0] + i) for i in range(max(moved, 1))]
+    return any(page is not None and page.backing is not None for page in source)
 
 
 def mremap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -125,6 +154,8 @@ def _grow_in_place(spec: Specification, pages: Pages, op: Op, ret: int) -> Refus
 def _move_one(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) -> Refusal | None:
     """[addr, addr+moved) is at ``ret`` now, followed by fresh pages up to the new length."""
     addr, old, new, flags, new_addr = op.args
+    if must_refuse(pages, op, moved):
+        return wrong_result(op, ret, "-EFAULT")
     fixed = flags & MREMAP_FIXED
     refusal = spec.check_place(pages, op, ret, new, new_addr if fixed else None, replace=bool(fixed))
     if refusal is not None:
@@ -147,6 +178,8 @@ def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusa
         if ret == -ENOMEM and flags & MREMAP_DONTUNMAP and len(pages) + length > spec.limits.total:
             return None
         return wrong_result(op, ret, "success")
+    if must_refuse(pages, op, length):
+        return wrong_result(op, ret, "-EFAULT")
     if ret != new_addr:
         return wrong_result(op, ret, "the address asked for")
     for i in range(length):

@@ -230,7 +230,7 @@ class Generator:
             "j": rng.randrange(1, huge),
             "c": rng.choice(sketch.labels.free_procs() or [0]),
             "k": rng.choice(sketch.labels.free_pins() or [0]),
-            "x": self.extra if rng.random() < 0.85 else 0,
+            "x": self.extra_flags() if rng.random() < 0.85 else 0,
         }
         if abs(symbols["d"] - symbols["a"]) < 2 * length:
             symbols["d"] = symbols["a"] + 3 * length
@@ -240,6 +240,11 @@ class Generator:
         return ops if rng.random() < 0.8 else ops[: rng.randrange(1, len(ops) + 1)]
 
     # ---- single operations
+
+    def extra_flags(self) -> int:
+        """Some of the MREMAP_* bits that the design adds; the only one, if it adds one."""
+        bits = [1 << i for i in range(self.extra.bit_length()) if self.extra >> i & 1]
+        return self.rng.choice((*bits, self.extra)) if len(bits) > 1 else self.extra
 
     def op(self, sketch: Sketch) -> Op:
         """An operation that suits what is mapped. Some process must be living."""
@@ -381,7 +386,7 @@ class Generator:
         if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
             target = self.places.target(sketch, proc, start, max(length, new_length))
         if self.extra and flags & MREMAP_MAYMOVE and rng.random() < 0.8:
-            flags |= self.extra
+            flags |= self.extra_flags()
         return start, length, new_length, flags, target
 
     def _maybe_fail(self, op: Op) -> Op:

@@ -23,6 +23,7 @@ _FLAGS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("fixed", uapi.MREMAP_FIXED),
         ("dontunmap", uapi.MREMAP_DONTUNMAP),
         ("relocate", uapi.MREMAP_RELOCATE_ANON),
+        ("must_relocate", uapi.MREMAP_MUST_RELOCATE_ANON),
     ),
     Domain.GUP_FLAGS: (("pin", FOLL_PIN), ("write", FOLL_WRITE), ("longterm", FOLL_LONGTERM)),
 }

@@ -90,6 +90,15 @@ def test_without_extra_flags() -> None:
         assert not any(op.kind == "mremap" and op.args[3] & ~7 for op in all_ops(workload))
 
 
+def test_extra_flags_are_told_apart() -> None:
+    """Of a design's several flags each is asked for alone, and all together."""
+    drawn = set()
+    for seed in range(60):
+        workload = Generator(Random(seed), mremap_flags_extra=24, points=SAMPLE_POINTS).generate()
+        drawn |= {op.args[3] & 24 for op in all_ops(workload) if op.kind == "mremap"}
+    assert drawn == {0, 8, 16, 24}
+
+
 def replay(workload: Workload) -> list[tuple[Sketch, Op]]:
     """Each op of a plain step with what is mapped before it."""
     sketch = Sketch(workload.geometry)

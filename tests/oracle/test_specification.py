@@ -26,6 +26,7 @@ from emulator.uapi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
     OOM_KILLED,
     PROT_EXEC,
@@ -39,6 +40,7 @@ from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Op, Outcome, 
 from oracle.contents import pack_data, unpack
 from oracle.specification import Specification
 from oracle.specification_failure import settle
+from oracle.specification_mremap import refused_to_relocate
 from oracle.specification_page import Limits, Page, Refusal
 
 RW = PROT_READ | PROT_WRITE
@@ -272,6 +274,95 @@ def test_relocation_flag_where_the_design_knows_it() -> None:
     bench.do("mremap", 10, 2, 2, MOVE | MREMAP_RELOCATE_ANON, 50, ret=50)
     assert bench.mapped() == [50, 51]
     assert bench.content(50)
+
+
+MUST = MOVE | MREMAP_MUST_RELOCATE_ANON
+
+
+def test_must_flag_where_the_design_knows_it() -> None:
+    """It needs MAYMOVE; success is as ever, but for memory of files, which must be refused."""
+    bench = Bench(mremap_flags=MREMAP_MUST_RELOCATE_ANON)
+    bench.map(10, 2)
+    bench.map(20, 2, file=1)
+    bench.do("mremap", 10, 2, 1, MREMAP_MUST_RELOCATE_ANON, 0, ret=-EINVAL)
+    assert bench.refuses("mremap", 20, 2, 2, MUST, 50, ret=50).cause == "mremap gave success, allowed -EFAULT"
+    assert bench.refuses("mremap", 20, 2, 3, MUST, 50, ret=50).cause == "mremap gave success, allowed -EFAULT"
+    bench.do("mremap", 10, 2, 2, MUST, 50, ret=50)
+    assert bench.mapped() == [20, 21, 50, 51]
+
+
+def test_must_refuses_files_only_where_they_are_moved() -> None:
+    """Grown or shrunk where it stands, nothing is relocated."""
+    bench = Bench(mremap_flags=MREMAP_MUST_RELOCATE_ANON)
+    bench.map(20, 2, file=1)
+    bench.do("mremap", 20, 2, 3, MREMAP_MAYMOVE | MREMAP_MUST_RELOCATE_ANON, 0, ret=20)
+    bench.do("mremap", 20, 3, 1, MREMAP_MAYMOVE | MREMAP_MUST_RELOCATE_ANON, 0, ret=20)
+    assert bench.mapped() == [20]
+
+
+REFUSALS = [  # addr, old_len, new_len, flags, new_addr, something else than -EFAULT is demanded
+    ("moved", 10, 4, 4, MUST, 50, False),
+    ("grown_and_moved", 10, 4, 6, MUST, 50, False),
+    ("shrunk_and_moved", 10, 4, 2, MUST, 50, False),
+    ("dontunmap", 10, 4, 4, MUST | MREMAP_DONTUNMAP, 50, False),
+    ("anywhere", 10, 2, 5, MREMAP_MAYMOVE | MREMAP_MUST_RELOCATE_ANON, 0, False),
+    ("without_the_flag", 10, 4, 4, MOVE, 50, True),
+    ("shrunk_in_place", 10, 4, 2, MREMAP_MAYMOVE | MREMAP_MUST_RELOCATE_ANON, 0, True),
+    ("grown_in_place", 13, 1, 3, MREMAP_MAYMOVE | MREMAP_MUST_RELOCATE_ANON, 0, True),
+    ("of_length_0", 10, 0, 4, MUST, 50, True),
+    ("overlapping", 10, 4, 4, MUST, 12, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("addr", "old", "new", "flags", "target", "wrong"), [pytest.param(*row[1:], id=row[0]) for row in REFUSALS]
+)
+def test_must_may_be_refused(addr: int, old: int, new: int, flags: int, target: int, wrong: bool) -> None:
+    """-EFAULT where a move had begun; not where none was asked for, and not instead of other errors."""
+    bench = Bench(mremap_flags=MREMAP_MUST_RELOCATE_ANON)
+    bench.map(10, 4)
+    op = Op("mremap", 0, (addr, old, new, flags, target))
+    assert refused_to_relocate(bench.spec, op, -EFAULT) != wrong
+    if wrong:
+        assert bench.refuses("mremap", *op.args, ret=-EFAULT)
+
+
+def refused(bench: Bench, op: Op, state: dict[int, Page | None]) -> Refusal | None:
+    """As ``settled``, without an injected failure."""
+    before = bench.spec.copy()
+
+    def shows(proc: int, number: int, page: Page | None) -> bool:
+        return page == state.get(number, before.procs[proc].get(number))
+
+    return settle(bench.spec, op, Outcome(-EFAULT, None, False), 77, shows)
+
+
+def test_what_a_refusal_may_leave() -> None:
+    """The source is whole; the destination, and with FIXED the tail of a shrinking move, may be gone."""
+    bench = Bench(mremap_flags=MREMAP_MUST_RELOCATE_ANON)
+    bench.map(10, 4)
+    bench.do("write", 10, 0)
+    bench.map(50, 2)
+    page = bench.spec.procs[0][10]
+    op = Op("mremap", 0, (10, 4, 2, MUST, 50))
+    assert refused(bench, op, {12: None, 13: None, 50: None, 51: None}) is None
+    assert bench.mapped() == [10, 11]
+    assert refused(bench, op, {}) is None
+    assert refused(bench, op, {10: None}) is not None
+    assert refused(bench, op, {10: None, 50: page}) is not None
+    assert refused(bench, op, {10: Page(RW, None, 0)}) is not None
+
+
+def test_what_a_refusal_of_several_may_leave() -> None:
+    """VMAs before the one that was refused have moved, and none is left behind empty."""
+    bench = Bench(mremap_flags=MREMAP_MUST_RELOCATE_ANON)
+    bench.map(10, 4)
+    bench.do("write", 10, 0)
+    page = bench.spec.procs[0][10]
+    op = Op("mremap", 0, (10, 4, 4, MUST, 50))
+    assert refused(bench, op, {10: Page(RW, None, 0), 50: page}) is not None
+    assert refused(bench, op, {10: None, 50: page}) is None
+    assert bench.mapped() == [11, 12, 13, 50]
 
 
 def test_mremap_shrinks_in_place(bench: Bench) -> None:
