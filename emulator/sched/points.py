@@ -91,6 +91,7 @@ POINTS: Final[dict[str, str]] = {
     "relocate.begin": "the destination's anon_vma is locked, no folio relocated",
     "relocate.folio_locked": "a folio is locked, nothing looked at yet",
     "relocate.folio_relocated": "a folio has the destination's mapping and index, still mapped in the old place",
+    "relocate.folio_split": "a large folio is split, to be relocated page by page; no page-table lock held",
     "relocate.folio_undone": "a folio has the source's mapping and index again",
     "relocate.pinned_skipped": "a folio that may be pinned is passed over",
     "relocate.undo_begin": "relocation is about to be undone, nothing undone yet",

@@ -9,7 +9,9 @@ One statement a line or between semicolons; ``C`` is a carve-out of 30 PROT_NONE
     unmap A[5:10]       drop A   MADV_DONTNEED
     mv B -> A+5         mremap MAYMOVE|FIXED; to C4, A+5, or +1 +2 (that many times "far" away); renames a bare B
     mvd B -> C4         ... and MREMAP_DONTUNMAP     mvr B -> C4   ... and MREMAP_RELOCATE_ANON
+    mvm B -> C4         ... and MREMAP_MUST_RELOCATE_ANON; with EFAULT behind, it fails, and what stood at C4 is gone
     fork, child, parent the child is process 1; the others say who acts from here on; exit ends the child
+    fork 2, proc 2      another child, of who acts now
     => A:10             the VMA that holds the first page of A starts there and has 10 pages
 
 A runner keeps its own model of every page's contents and compares at the end.
@@ -21,6 +23,7 @@ import re
 from typing import NamedTuple
 
 from emulator.uapi import (
+    EFAULT,
     MADV_DONTNEED,
     MAP_FIXED,
     MAP_NORESERVE,
@@ -28,6 +31,7 @@ from emulator.uapi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
     PROT_EXEC,
     PROT_NONE,
@@ -48,6 +52,7 @@ MOVES = {
     "mv": MREMAP_MAYMOVE | MREMAP_FIXED,
     "mvd": MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
     "mvr": MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_RELOCATE_ANON,
+    "mvm": MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_MUST_RELOCATE_ANON,
 }
 RANGE = re.compile(r"(\w+)(?:\[(\d+)(?::(\d+))?\])?$")
 
@@ -96,6 +101,8 @@ class ScriptRunner:
                     assert self.world.span(start, self.proc) == (start, int(pages)), expectation
             case [move, what, "->", where] if move in MOVES:
                 self.move(what, where, MOVES[move])
+            case [move, what, "->", where, "EFAULT"] if move in MOVES:
+                self.refused(what, where, MOVES[move])
             case [prot, what] if prot in PROTS:
                 place = self.place(what)
                 self.ok("mprotect", place.start, place.pages, PROTS[prot])
@@ -117,15 +124,18 @@ class ScriptRunner:
                 place = self.place(what)
                 self.ok("madvise", place.start, place.pages, MADV_DONTNEED)
                 self.model[self.proc].update((page, {}) for page in self.range(what))
-            case ["fork"]:
-                self.ok("fork", 1)
-                self.model[1] = {page: dict(content) for page, content in self.model[0].items()}
+            case ["fork", *label]:
+                child = int(label[0]) if label else 1
+                self.ok("fork", child)
+                self.model[child] = {page: dict(content) for page, content in self.model[self.proc].items()}
             case ["exit"]:
                 assert self.world.do("exit", proc=1) == 0
                 del self.model[1]
                 self.proc = 0
             case ["child"]:
                 self.proc = 1
+            case ["proc", label]:
+                self.proc = int(label)
             case ["parent"]:
                 self.proc = 0
             case _:
@@ -179,6 +189,15 @@ class ScriptRunner:
                     del pages[page]
         if what in self.places:
             self.places[what] = Place(target, source.pages)
+
+    def refused(self, what: str, where: str, flags: int) -> None:
+        """A move that fails when its destination has been made free."""
+        source = self.place(what)
+        target = self.target(source, where)
+        args = (source.start, source.pages, source.pages, flags, target)
+        assert self.world.do("mremap", *args, proc=self.proc) == -EFAULT
+        for page in range(target, target + source.pages):
+            self.model[self.proc].pop(page, None)
 
     # ---- operands
 

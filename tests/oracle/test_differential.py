@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from emulator.designs.base import Design
 from emulator.designs.mainline import Mainline
 from emulator.designs.mainline_fixed import MainlineFixed
 from emulator.designs.relocate_anon import RelocateAnon
+from emulator.designs.relocate_anon_series import RelocateAnonSeries
+from emulator.geometry import PAGE_SIZE
 from emulator.image import KernelImage
-from emulator.uapi import EINVAL, MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
+from emulator.uapi import (
+    EFAULT,
+    EINVAL,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    MREMAP_MUST_RELOCATE_ANON,
+    MREMAP_RELOCATE_ANON,
+)
 from emulator.workload import Op, Step, Workload
 from oracle.differential import added_flags, for_reference
 from oracle.judge import Judge
@@ -45,3 +56,54 @@ def test_a_flag_that_neither_knows_is_refused_by_both() -> None:
     verdict = Judge(KernelImage(MainlineFixed), KernelImage(Mainline)).run(workload)
     assert verdict.findings == ()
     assert verdict.outcomes[1][0].ret == -EINVAL
+
+
+MUST = MOVE | MREMAP_MUST_RELOCATE_ANON
+RW = 3
+FIXED = 0x12
+
+
+def mmap(page: int, pages: int) -> Op:
+    return Op("mmap", 0, (page, pages, RW, FIXED, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("occupied", "beside", "detached"),
+    [(False, False, False), (True, False, True), (False, True, True)],
+    ids=["nothing_changed", "destination_gone", "in_a_collision"],
+)
+def test_refusal_to_relocate(occupied: bool, beside: bool, detached: bool) -> None:
+    """What MUST refuses the reference leaves out, if that changed nothing; else it cannot be compared any further."""
+    refused = Op("mremap", 0, (0, 2, 2, MUST, 8))
+    ops = [mmap(0, 2), *([mmap(8, 2)] if occupied else []), Op("write", 0, (0, 0)), Op("fork", 0, (1,))]
+    steps = [Step((op,)) for op in ops]
+    steps.append(Step((refused, Op("read", 1, (0,)))) if beside else Step((refused,)))
+    steps += [Step((op,)) for op in (Op("read", 0, (0,)), Op("read", 0, (8,)), mmap(8, 2), Op("read", 0, (9,)))]
+    verdict = Judge(KernelImage(RelocateAnonSeries), KernelImage(Mainline)).run(Workload("small8", tuple(steps)))
+    assert verdict.outcomes[len(ops)][0].ret == -EFAULT
+    assert verdict.findings == ()
+    assert bool(verdict.notes) == detached
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "in_a_collision"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_refusal_that_loses_pages(lost: int, beside: bool) -> None:
+    """A refused move may take the destination away, but no page of the source: that is found, whichever it is."""
+
+    class Loses(RelocateAnonSeries):
+        name = "loses"
+
+    image = KernelImage(Loses)
+    refusing = image.mremap.copy_vma_and_data
+
+    def copy_vma_and_data(vrm: Any) -> object:
+        result = refusing(vrm)
+        image.munmap.do_munmap(vrm.mm, vrm.addr + lost * PAGE_SIZE, PAGE_SIZE)
+        return result
+
+    image.mremap.copy_vma_and_data = copy_vma_and_data
+    refused = Op("mremap", 0, (0, 2, 2, MUST, 8))
+    steps = [Step((op,)) for op in (mmap(0, 2), Op("write", 0, (0, 0)), Op("fork", 0, (1,)))]
+    steps.append(Step((refused, Op("read", 1, (0,)))) if beside else Step((refused,)))
+    found = Judge(image, KernelImage(Mainline)).run(Workload("small8", tuple(steps))).findings
+    assert [f.oracle for f in found] == ["collision" if beside else "specification"]
