@@ -21,7 +21,7 @@ write    addr=4 at=0
 fork     child=1
 p1: read     addr=4
 p1: swap_readahead addr=4
-mremap   addr=4 old_len=8 new_len=8 flags=maymove|fixed|relocate|0x10 new_addr=0 (fail_nth 3)
+mremap   addr=4 old_len=8 new_len=8 flags=maymove|fixed|relocate|must_relocate|0x20 new_addr=0 (fail_nth 3)
 together
   mremap   addr=4 old_len=4 new_len=4 flags=maymove
   p1: gup_fast addr=5 flags=pin|write pin=0
@@ -43,7 +43,7 @@ WORKLOAD = Workload(
         Step((Op("fork", 0, (1,)),)),
         Step((Op("read", 1, (4,)),)),
         Step((Op("swap_readahead", 1, (4,)),)),
-        Step((Op("mremap", 0, (4, 8, 8, 1 | 2 | 8 | 16, 0), 3),)),
+        Step((Op("mremap", 0, (4, 8, 8, 1 | 2 | 8 | 16 | 32, 0), 3),)),
         Step(
             (Op("mremap", 0, (4, 4, 4, 1, 0)), Op("gup_fast", 1, (5, 3, 0))),
             (Switch(0, "relocate.folio_relocated", 2), Switch(1, "end", 1), Switch(0, "", 1)),
