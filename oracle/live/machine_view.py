@@ -104,8 +104,8 @@ def _absent(page: int, entry: int, numbers: Numbers) -> PageView | None:
 def _present(machine: Machine, page: int, pfn: int, size: int, numbers: Numbers) -> Iterator[PageView]:
     """``size`` pages that one entry maps, from frame ``pfn`` on.
 
-    Linux 6.18 and 7.0 tell of all the pages of a huge page whether the *first* is mapped exclusively
-    (pagemap_pmd_range_thp hands the same page in for each).
+    Linux 6.15 to 7.0 tell of all the pages of a huge page whether the *first* is mapped exclusively
+    (pagemap_pmd_range_thp hands the same page in for each; docs/mainline-findings.md).
     """
     folio = machine.phys.frames[pfn]
     if not folio.anon:

@@ -66,7 +66,7 @@ PAGES = {
         "write addr=600 at=0",
         "fork child=1",
         "p1: write addr=601 at=0",
-        "p1: write addr=512 at=0",
+        "p1: munmap addr=512 len=1",
         "mprotect addr=512 len=100 prot=r",
         "munmap addr=1000 len=512",
         "write addr=900 at=1",
