@@ -76,6 +76,16 @@ class Profile(NamedTuple):
     # Before, what had been writable stayed charged, and so mergeable with other memory that had been.
     mprotect_uncharges: bool = True
 
+    # ---- mm/huge_memory.c
+    # A huge page that is split gives its pages of zeros back, and the zero page is mapped in their place: since 6.12
+    # (Y. Zhao, "mm: remap unused subpages to shared zeropage when splitting isolated thp").
+    split_maps_zero_page: bool = True
+
+    # ---- mm/memory.c
+    # A page that is swapped in for a write leaves the swap cache before it is mapped, so even one that is known to be
+    # exclusive: until 6.18. Later kernels map first, and then see no write that is still to be done.
+    swap_freed_before_mapping: bool = True
+
     # ---- mm/madvise.c
     # Advice that the kernel does not know yet: guard regions came with 6.13 (L. Stoakes, "mm: madvise: implement
     # lightweight guard page mechanism").
@@ -123,6 +133,7 @@ PROFILES: Final[dict[str, Profile]] = {
             thp_aligned_files=False,
             thp_aligned_anon=False,
             mprotect_uncharges=False,
+            split_maps_zero_page=False,
             advice_unknown=(MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             ksm_per_process=False,
             stack_grows_under_read_lock=True,
@@ -132,6 +143,7 @@ PROFILES: Final[dict[str, Profile]] = {
         Profile("6.18"),
         Profile(
             "7.0",
+            swap_freed_before_mapping=False,
             dofork_refused=VM_SPECIAL,
             clone_reverses_chain=True,
             fork_allocates_first=True,

@@ -46,8 +46,9 @@ def split_folio(folio: Folio) -> int:
 def split_unmapped_folio(m: Machine, folio: Folio) -> None:
     """The split itself, when migration entries hold every place: nobody but the caller has a reference.
 
-    Pages of zeros are mapped again like the others; the kernel maps the zero page in their place.
+    Pages of zeros are given back, and the zero page is mapped in their place.
     """
+    to_zeropage = m.profile.split_maps_zero_page
     swapcache, slot, owner = folio.swapcache, folio.swap, folio.lock.owner
     small = m.phys.split(folio)
     for i, page in enumerate(small):
@@ -68,7 +69,7 @@ def split_unmapped_folio(m: Machine, folio: Folio) -> None:
     folio.swapcache = False
     folio.lock.owner = None
     for page in small:
-        migrate.remove_migration_ptes(page, page, locked=True)
+        migrate.remove_migration_ptes(page, page, locked=True, unused_to_zeropage=to_zeropage)
     m.sched.point("thp.folio_split")
     for page in small[1:]:
         page.lock.unlock()

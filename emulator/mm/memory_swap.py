@@ -60,13 +60,16 @@ def swapin_batch(vmf: memory.VmFault, folio: Folio, page: int) -> int:
     return nr if same else 1
 
 
-def should_try_to_free_swap(vmf: memory.VmFault, folio: Folio, nr: int) -> bool:
-    """Is the copy in the swap cache in the way of the write that is to come, or of locked memory?"""
+def should_try_to_free_swap(vmf: memory.VmFault, folio: Folio, references: int) -> bool:
+    """Is the copy in the swap cache in the way of the write that is to come, or of locked memory?
+
+    ``references``: those of the fault, beside which only the cache may have any.
+    """
     if not folio.swapcache:
         return False
     if vmf.vma.vm_flags & VM_LOCKED:
         return True
-    return bool(vmf.flags & memory.FAULT_FLAG_WRITE) and folio.refcount == nr + folio.nr_pages
+    return bool(vmf.flags & memory.FAULT_FLAG_WRITE) and folio.refcount == references + folio.nr_pages
 
 
 def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
@@ -84,6 +87,10 @@ def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
     swap_slot = folio.swap + first
     if exclusive and any(m.swap.count.get(swap_slot + i) != 1 for i in range(nr)):
         m.warn("swap-exclusive-shared", f"slot {swap_slot} is exclusive, and other entries hold it", folio)
+    for i in range(nr):
+        m.swap.put(swap_slot + i)
+    if m.profile.swap_freed_before_mapping and should_try_to_free_swap(vmf, folio, 1):
+        swap_state.folio_free_swap(m, folio)
     flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | orig & (SOFT_DIRTY | UFFD_WP)
     exclusive = exclusive or folio.refcount == 1
     if exclusive and vma.vm_flags & VM_WRITE:
@@ -98,7 +105,6 @@ def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
     else:
         rmap_counts.folio_add_new_anon_rmap(folio, vma, address, exclusive)
     for i in range(nr):
-        m.swap.put(swap_slot + i)
         vmf.table.set(slot + i, mk_pte(folio.pfn + first + i, flags))
     vmf.orig_pte = mk_pte(folio.pfn + page, flags)
     return nr
@@ -135,7 +141,7 @@ def do_swap_page(vmf: memory.VmFault) -> int:
         return 0
     nr = map_swapped_pages(vmf, folio, swap_slot - folio.swap)
     m.sched.point("fault.swap_mapped")
-    if should_try_to_free_swap(vmf, folio, nr):
+    if not m.profile.swap_freed_before_mapping and should_try_to_free_swap(vmf, folio, nr):
         swap_state.folio_free_swap(m, folio)
     folio.lock.unlock()
     if vmf.flags & memory.FAULT_FLAG_WRITE:

@@ -18,6 +18,7 @@ from emulator.hw.pte import (
     SOFT_DIRTY,
     SOFTLEAF_MIGRATION_READ,
     SOFTLEAF_MIGRATION_WRITE,
+    SPECIAL,
     UFFD_WP,
     mk_pte,
     softleaf_type,
@@ -25,19 +26,31 @@ from emulator.hw.pte import (
 )
 from emulator.mm import page_vma_mapped, rmap, rmap_counts, rmap_unmap, swap, swap_state, vmscan
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import AddressSpace, AnonVma, Folio, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_LOCKED, AddressSpace, AnonVma, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import EAGAIN, ENOMEM
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
 
 
-def remove_migration_pte(src: Folio, dst: Folio, vma: VmAreaStruct, addr: int) -> None:
+def try_to_map_unused_to_zeropage(folio: Folio, vma: VmAreaStruct, page: int, entry: int) -> int:
+    """The entry that maps the zero page in place of a small page that holds nothing but zeros; 0: it stays mapped."""
+    if folio.order or folio.content[page] or vma.vm_flags & VM_LOCKED:
+        return 0
+    prot = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | SPECIAL | entry & (SOFT_DIRTY | UFFD_WP)
+    return mk_pte(vma.vm_mm.machine.phys.zero_folio.pfn, prot)
+
+
+def remove_migration_pte(src: Folio, dst: Folio, vma: VmAreaStruct, addr: int, unused_to_zeropage: bool) -> None:
     """Turn every migration entry of ``src`` in one VMA into a mapping of ``dst``, page for page."""
     prot = vma_ops.vm_page_prot(vma.vm_flags)
     for table, slot, address, entry in page_vma_mapped.page_vma_mapped_walk(src, vma, addr, migration=True):
         kind = softleaf_type(entry)
         page = softleaf_value(entry) - src.pfn
+        zero = try_to_map_unused_to_zeropage(dst, vma, page, entry) if unused_to_zeropage else 0
+        if zero:
+            table.set(slot, zero)
+            continue
         swap.folio_get(dst)
         pte = mk_pte(dst.pfn + page, prot | ACCESSED | entry & SOFT_DIRTY)
         if kind == SOFTLEAF_MIGRATION_WRITE:
@@ -52,14 +65,17 @@ def remove_migration_pte(src: Folio, dst: Folio, vma: VmAreaStruct, addr: int) -
         table.set(slot, pte)
 
 
-def remove_migration_ptes(src: Folio, dst: Folio, *, locked: bool = False) -> None:
+def remove_migration_ptes(
+    src: Folio, dst: Folio, *, locked: bool = False, unused_to_zeropage: bool = False
+) -> None:
     """Turn all migration entries of ``src`` into mappings of ``dst``, which has its index and mapping by now.
 
-    ``src`` and ``dst`` may be the same. ``locked``: the caller holds the rmap lock.
+    ``src`` and ``dst`` may be the same. ``locked``: the caller holds the rmap lock. ``unused_to_zeropage``: pages
+    of zeros are not mapped again, the zero page is mapped in their place.
     """
 
     def visit(folio: Folio, vma: VmAreaStruct, addr: int) -> bool:
-        remove_migration_pte(src, folio, vma, addr)
+        remove_migration_pte(src, folio, vma, addr, unused_to_zeropage)
         return True
 
     if locked:

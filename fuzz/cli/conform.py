@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from fuzz.conform.rounds import default_workers
 from fuzz.conform.session import Session
 from oracle.live import facilities
 from oracle.live.calls import expressible
+from oracle.live.settings import asleep, quiet
 from oracle.live.view import Depth
 
 DepthOption = Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")]
@@ -43,13 +45,17 @@ def conform(
     """Run the same workloads in the machine and on the running kernel, and compare after each step."""
     deep = depth_of(depth)
     left_out = require_live(deep)
-    for sentence in left_out:
-        sys.stderr.write(f"not compared: {sentence}\n")
-    if workload is not None:
-        return _one(workload, profile, deep)
-    first = random.SystemRandom().randrange(1 << 31) if seed is None else seed
-    plan = campaign.Plan(profile, deep, steps, first, workers or default_workers(), out)
-    outcome = campaign.run(plan, _Progress(plan))
+    with ExitStack() as stack:
+        if deep >= Depth.PAGES:
+            left_out += stack.enter_context(quiet())
+            stack.enter_context(asleep())
+        for sentence in left_out:
+            sys.stderr.write(f"not compared: {sentence}\n")
+        if workload is not None:
+            return _one(workload, profile, deep)
+        first = random.SystemRandom().randrange(1 << 31) if seed is None else seed
+        plan = campaign.Plan(profile, deep, steps, first, workers or default_workers(), out)
+        outcome = campaign.run(plan, _Progress(plan))
     if json is not None:
         files.write_json(json, campaign.for_json(plan, outcome, facilities.kernel_release(), left_out))
     print(_summary(plan, outcome))

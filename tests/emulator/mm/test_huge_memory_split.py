@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator.hw.pte import is_swap
+from emulator.hw.pte import SPECIAL, is_swap
+from emulator.mm_types import VM_LOCKED
 from emulator.uapi import EAGAIN, EBUSY, EINVAL, MAP_FIXED, MAP_SHARED
 from emulator.workload import Op
 from tests.emulator.kernel_world import RW, World
@@ -34,6 +35,27 @@ def filled(children: int = 0) -> World:
     for child in range(1, children + 1):
         world.fork(child)
     return world
+
+
+@pytest.mark.parametrize(
+    ("profile", "locked", "given_back"),
+    [("6.18", False, (True, True)), ("6.18", True, (True, False)), ("5.17", False, (False, False))],
+)
+def test_pages_of_zeros_are_given_back(profile: str, locked: bool, given_back: tuple[bool, bool]) -> None:
+    """The zero page takes their place, but for locked memory and on old kernels (observed on 6.18.44)."""
+    world = huge(profile=profile)
+    world.write(5, 0)
+    world.fork(1)
+    if locked:
+        world.vma(0, 1).vm_flags |= VM_LOCKED
+    assert split(world) == 0
+    for page in range(8):
+        zero = [bool(world.pte(page, proc) & SPECIAL) for proc in (0, 1)]
+        assert zero == [back and page not in (3, 5) for back in given_back]
+        if not all(zero):
+            assert world.folio(page, 1).mapcounts == [2 - sum(zero)]
+    assert world.contents(0) == world.contents(1)
+    check_all(world)
 
 
 @pytest.mark.parametrize("children", [0, 2])

@@ -22,9 +22,9 @@ def faulted(pages: int = 4, profile: str = "6.18") -> World:
     return world
 
 
-def huge(pages: int = 8, geometry: str = "small8") -> World:
+def huge(pages: int = 8, geometry: str = "small8", profile: str = "6.18") -> World:
     """One VMA that wants huge pages, the first one (pages 0 to 7) faulted in by a write to page 3."""
-    world = World(geometry)
+    world = World(geometry, profile=profile)
     world.mmap(0, pages)
     assert world.do("madvise", 0, pages, MADV_HUGEPAGE) == 0
     world.write(3)

@@ -1,0 +1,76 @@
+"""Settings of the system are put back: at the end, by the last of several users, and after a kill by the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from oracle.live.settings import quiet
+
+
+def setting(folder: Path, value: str = "10000") -> tuple[Path, dict[str, str], Path]:
+    """(a file that stands for a setting, what it shall be set to, a journal)."""
+    file = folder / "scan_sleep"
+    file.write_text(value)
+    return file, {str(file): "4294967295"}, folder / "journal"
+
+
+def test_set_and_put_back(tmp_path: Path) -> None:
+    """Also when what runs inside fails."""
+    file, settings, journal = setting(tmp_path)
+    with quiet(settings, journal) as lacks:
+        assert lacks == []
+        assert file.read_text() == "4294967295"
+    assert file.read_text() == "10000"
+    try:
+        with quiet(settings, journal):
+            raise ValueError
+    except ValueError:
+        assert file.read_text() == "10000"
+
+
+def test_the_last_one_puts_back(tmp_path: Path) -> None:
+    """Two comparisons at once: the first to end leaves the kernel quiet for the other."""
+    file, settings, journal = setting(tmp_path)
+    with quiet(settings, journal):
+        with quiet(settings, journal):
+            pass
+        assert file.read_text() == "4294967295"
+    assert file.read_text() == "10000"
+
+
+def test_after_a_kill(tmp_path: Path) -> None:
+    """What a killed process had changed, the next one puts back, and takes as what was there before."""
+    file, settings, journal = setting(tmp_path)
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom oracle.live.settings import quiet\n"
+        "with quiet({sys.argv[1]: '4294967295'}, Path(sys.argv[2])):\n    print('in', flush=True)\n    time.sleep(60)\n"
+    )
+    root = str(Path(__file__).parents[3])
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(file), str(journal)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"in\n"
+        child.send_signal(signal.SIGKILL)
+    assert file.read_text() == "4294967295"
+    with quiet(settings, journal):
+        assert file.read_text() == "4294967295"
+    assert file.read_text() == "10000"
+
+
+def test_what_cannot_be_set(tmp_path: Path) -> None:
+    """No such setting, or no place for the journal: a sentence, and nothing fails."""
+    file, settings, journal = setting(tmp_path)
+    absent = tmp_path / "absent"
+    with quiet({**settings, str(absent): "1"}, journal) as lacks:
+        assert lacks == [f"{absent} cannot be set: No such file or directory"]
+        assert file.read_text() == "4294967295"
+    with quiet(settings, tmp_path / "no" / "journal") as lacks:
+        assert len(lacks) == 1
+        assert file.read_text() == "10000"
