@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from emulator.geometry import PAGE_SIZE
+from emulator.hw.pte import SPECIAL
 from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.profile import PROFILES, Profile
 from emulator.uapi import (
@@ -17,6 +18,8 @@ from emulator.uapi import (
     MADV_DOFORK,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
+    MADV_HUGEPAGE,
+    MADV_PAGEOUT,
     MAP_GROWSDOWN,
     MAP_NORESERVE,
     MAP_PRIVATE,
@@ -329,6 +332,8 @@ RULES: Final = {
     "mprotect_uncharges": Rule(
         protect_what_nobody_touched, {True: (2, [(0, 2), (2, 2)]), False: (4, [(0, 4)])}
     ),
+    "split_maps_zero_page": Rule(split_a_huge_page, {True: [True, True], False: [False, False]}),
+    "swap_freed_before_mapping": Rule(swap_in_for_a_write, {True: False, False: True}),
     "advice_unknown": Rule(
         advise_guards,
         {(): [0, 0], (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE): [-EINVAL, -EINVAL]},
