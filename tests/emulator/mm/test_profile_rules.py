@@ -280,6 +280,29 @@ def what_fork_allocates(profile: Profile) -> object:
     return asked[2:6]
 
 
+# ---- mm/huge_memory.c, mm/memory.c
+
+
+def split_a_huge_page(profile: Profile) -> object:
+    """A huge page with one written page is swapped out in part, which splits it: its other pages are the zero page?"""
+    world = World(profile=profile)
+    world.mmap(0, 8)
+    assert world.do("madvise", 0, 8, MADV_HUGEPAGE) == 0
+    world.write(3)
+    assert world.do("madvise", 3, 1, MADV_PAGEOUT) == 0
+    return [bool(world.pte(page) & SPECIAL) for page in (2, 4)]
+
+
+def swap_in_for_a_write(profile: Profile) -> object:
+    """A page that one process has, swapped out and written again: is it still in the swap cache?"""
+    world = World(profile=profile)
+    world.mmap(0, 2)
+    world.write(0)
+    assert world.do("madvise", 0, 1, MADV_PAGEOUT) == 0
+    world.write(0, 1)
+    return world.folio(0).swapcache
+
+
 RULES: Final = {
     "vm_ignore_merge": Rule(
         guard_flag,
