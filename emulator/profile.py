@@ -49,6 +49,22 @@ class Profile(NamedTuple):
     # merging after mremap resize").
     growth_merges: bool = True
 
+    # ---- mm/mremap.c
+    # The new address and the source VMA are looked at before anything is unmapped: since 6.17 (L. Stoakes, "mm/mremap:
+    # refactor initial parameter sanity checks"). Before, the source was looked up first of all, and only when the
+    # destination and the tail had gone was it asked whether it can be moved. (What a move that shrinks is charged for
+    # came with the rework of 6.15: docs/mainline-findings.md.)
+    mremap_checks_first: bool = True
+    # A move to a fixed place that keeps its length may cover several VMAs: since 6.17 (L. Stoakes, "mm/mremap: permit
+    # mremap() move of multiple VMAs").
+    mremap_moves_several: bool = True
+    # A move begins at the page-table boundary below when that lets whole tables move: since 6.7 (J. Fernandes,
+    # "mm/mremap: optimize the start addresses in move_page_tables()").
+    mremap_realigns: bool = True
+    # Locked memory that is moved with DONTUNMAP counts twice as locked, though its old place is locked no longer: since
+    # the rework of 6.15 (in 6.12 it is right).
+    dontunmap_counts_locked: bool = True
+
     # ---- brk (mm/mmap.c)
     # The heap grows from the VMA before it even where that is not the heap (bss): until 6.1 (L. Howlett, "mm/mmap:
     # change do_brk_flags() to expand existing VMA").
@@ -126,6 +142,10 @@ PROFILES: Final[dict[str, Profile]] = {
             failed_merge_is_error=False,
             maple_tree=False,
             growth_merges=False,
+            mremap_checks_first=False,
+            mremap_moves_several=False,
+            mremap_realigns=False,
+            dontunmap_counts_locked=False,
             heap_joins_bss=True,
             heap_must_be_there=False,
             mmap_takes_over_charge=False,

@@ -43,6 +43,7 @@ class VmaRemapStruct:
     __slots__ = (
         "addr",
         "charged",
+        "checks_first",
         "delta",
         "flags",
         "mm",
@@ -63,6 +64,7 @@ class VmaRemapStruct:
         self.new_len = new_len
         self.flags = flags
         self.new_addr = new_addr
+        self.checks_first = mm.machine.profile.mremap_checks_first
         self.vma: VmAreaStruct | None = None
         self.delta = 0  # |old_len - new_len|, as the caller gave them
         self.remap_type = 0
@@ -77,6 +79,15 @@ class VmaRemapStruct:
 
 def vrm_implies_new_addr(vrm: VmaRemapStruct) -> bool:
     return vrm.flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) != 0
+
+
+def vrm_set_remap_type(vrm: VmaRemapStruct) -> None:
+    """Does the mapping grow, shrink or keep its length, and by how much?"""
+    vrm.delta = abs(vrm.old_len - vrm.new_len)
+    if vrm.old_len == vrm.new_len:
+        vrm.remap_type = MREMAP_NO_RESIZE
+    else:
+        vrm.remap_type = MREMAP_SHRINK if vrm.old_len > vrm.new_len else MREMAP_EXPAND
 
 
 def vrm_set_new_addr(vrm: VmaRemapStruct) -> int:
@@ -214,6 +225,8 @@ def dontunmap_complete(vrm: VmaRemapStruct, new: VmAreaStruct) -> None:
     whole = vrm.addr == source.vm_start and vrm.addr + vrm.old_len == source.vm_end
     if new is not source and whole:
         rmap.unlink_anon_vmas(source)
+    if new.vm_flags & VM_LOCKED and not vrm.mm.machine.profile.dontunmap_counts_locked:
+        vrm.mm.locked_vm -= vrm.new_len >> PAGE_SHIFT
 
 
 def move_vma(vrm: VmaRemapStruct) -> int:
@@ -243,8 +256,8 @@ def shrink_vma(vrm: VmaRemapStruct) -> int:
     return 0 if vrm.vma is not None else -EFAULT
 
 
-def mremap_to(vrm: VmaRemapStruct) -> int:
-    """Move to a new address. With FIXED what was there goes first, and stays gone if the move then fails."""
+def unmap_for_move(vrm: VmaRemapStruct) -> int:
+    """What is in the way of a move goes: with FIXED whatever is at the destination, and the tail of a shrinking one."""
     mm = vrm.mm
     if vrm.flags & MREMAP_FIXED:
         error = munmap.do_munmap(mm, vrm.new_addr, vrm.new_len)
@@ -258,12 +271,23 @@ def mremap_to(vrm: VmaRemapStruct) -> int:
         if error:
             return error
         vrm.old_len = vrm.new_len
+    return 0
+
+
+def mremap_to(vrm: VmaRemapStruct) -> int:
+    """Move to a new address. What has been unmapped for that stays gone if the move then fails."""
+    if not vrm.checks_first:
+        vrm_set_remap_type(vrm)
+    error = unmap_for_move(vrm)
+    if not error and not vrm.checks_first:
+        error = check_prep_vma(vrm)  # a shrinking move has its new length by now
+    if error:
+        return error
     if vrm.flags & MREMAP_DONTUNMAP and not mmap.may_expand_vm(
-        mm, vrm.source().vm_flags, vrm.old_len >> PAGE_SHIFT
+        vrm.mm, vrm.source().vm_flags, vrm.old_len >> PAGE_SHIFT
     ):
         return -ENOMEM
-    error = vrm_set_new_addr(vrm)
-    return error or move_vma(vrm)
+    return vrm_set_new_addr(vrm) or move_vma(vrm)
 
 
 def vrm_can_expand_in_place(vrm: VmaRemapStruct) -> bool:
@@ -312,10 +336,7 @@ def check_prep_vma(vrm: VmaRemapStruct) -> int:
     if source.vm_flags & VM_SEALED:
         return -EPERM
     old_len, new_len = vrm.old_len, vrm.new_len
-    vrm.delta = abs(old_len - new_len)
-    vrm.remap_type = (
-        MREMAP_NO_RESIZE if old_len == new_len else MREMAP_SHRINK if old_len > new_len else MREMAP_EXPAND
-    )
+    vrm_set_remap_type(vrm)
     if not vrm_implies_new_addr(vrm):
         vrm.new_addr = vrm.addr
         if vrm.remap_type != MREMAP_EXPAND:
@@ -348,25 +369,29 @@ def allowed_flags(mm: MmStruct) -> int:
 
 def check_mremap_params(vrm: VmaRemapStruct) -> int:
     """The checks that need no VMA, in the kernel's order."""
-    mm = vrm.mm
-    task_size = mm.machine.geometry.task_size
     flags = vrm.flags
-    if flags & ~allowed_flags(mm) or vrm.addr & ~PAGE_MASK:
+    if flags & ~allowed_flags(vrm.mm) or vrm.addr & ~PAGE_MASK or not vrm.new_len:
         return -EINVAL
-    if not vrm.new_len or vrm.new_len > task_size:
+    if vrm.checks_first and vrm.new_len > vrm.mm.machine.geometry.task_size:
         return -EINVAL
     if not vrm_implies_new_addr(vrm):
         return 0
-    if vrm.new_addr > task_size - vrm.new_len or vrm.new_addr & ~PAGE_MASK:
-        return -EINVAL
     if not flags & MREMAP_MAYMOVE:
         return -EINVAL
     if flags & MREMAP_DONTUNMAP and vrm.old_len != vrm.new_len:
         return -EINVAL
+    return check_new_addr(vrm) if vrm.checks_first else 0
+
+
+def check_new_addr(vrm: VmaRemapStruct) -> int:
+    """The checks on an address that the caller gave, if only as a hint."""
+    task_size = vrm.mm.machine.geometry.task_size
+    if vrm.new_len > task_size or vrm.new_addr > task_size - vrm.new_len or vrm.new_addr & ~PAGE_MASK:
+        return -EINVAL
     if vrm.addr + vrm.old_len > vrm.new_addr and vrm.new_addr + vrm.new_len > vrm.addr:
         return -EINVAL
     # Both ranges may have to be cut in three: stay four maps below the limit (see prep_move_vma).
-    if mm.map_count + 2 >= mm.machine.profile.max_map_count - 3:
+    if vrm.mm.map_count + 2 >= vrm.mm.machine.profile.max_map_count - 3:
         return -ENOMEM
     return 0
 
@@ -415,8 +440,24 @@ def remap_move(vrm: VmaRemapStruct) -> int:
     return result
 
 
+def mremap_locked(vrm: VmaRemapStruct) -> int:
+    """The route, under mmap_lock. Returns an address or -errno."""
+    mm = vrm.mm
+    vrm.vma = mm.mm_mt.lookup(vrm.addr)
+    if not vrm_implies_new_addr(vrm):
+        return check_prep_vma(vrm) or mremap_at(vrm)
+    if not vrm.checks_first:
+        error = check_new_addr(vrm) if vrm.vma is not None else -EFAULT
+        if error:
+            return error
+    if vrm.flags & MREMAP_FIXED and vrm.old_len == vrm.new_len and mm.machine.profile.mremap_moves_several:
+        return remap_move(vrm)
+    error = check_prep_vma(vrm) if vrm.checks_first else 0
+    return error or mremap_to(vrm)
+
+
 def do_mremap(vrm: VmaRemapStruct) -> int:
-    """Checks, the lock, the route. Returns an address or -errno."""
+    """Checks and the lock. Returns an address or -errno."""
     mm = vrm.mm
     vrm.old_len = page_align(vrm.old_len)
     vrm.new_len = page_align(vrm.new_len)
@@ -425,13 +466,7 @@ def do_mremap(vrm: VmaRemapStruct) -> int:
         return error
     mm.mmap_lock.down_write()
     mm.machine.sched.point("mremap.locked")
-    if vrm.flags & MREMAP_FIXED and vrm.old_len == vrm.new_len:
-        result = remap_move(vrm)
-    else:
-        vrm.vma = mm.mm_mt.lookup(vrm.addr)
-        result = check_prep_vma(vrm)
-        if not result:
-            result = mremap_to(vrm) if vrm_implies_new_addr(vrm) else mremap_at(vrm)
+    result = mremap_locked(vrm)
     mm.mmap_lock.up_write()
     if result >= 0 and vrm.populate_expand:
         gup_populate.mm_populate(mm, vrm.new_addr + vrm.old_len, vrm.delta)

@@ -234,7 +234,8 @@ def move_page_tables(pmc: PagetableMoveControl) -> int:
         return 0
     mm = pmc.old.vm_mm
     start = pmc.old_addr
-    try_realign_addr(pmc, mm.machine.geometry.pmd_mask)
+    if mm.machine.profile.mremap_realigns:
+        try_realign_addr(pmc, mm.machine.geometry.pmd_mask)
     while pmc.old_addr < pmc.old_end:
         extent = move_pud(pmc, mm)
         if extent == 0:

@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from emulator.geometry import PAGE_SIZE
+from emulator.geometry import LEVEL_PTE, PAGE_SIZE
 from emulator.hw.pte import SPECIAL
-from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
+from emulator.mm_types import VM_IO, VM_LOCKED, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.profile import PROFILES, Profile
 from emulator.uapi import (
     EFAULT,
@@ -24,12 +24,16 @@ from emulator.uapi import (
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_STACK,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
     PROT_READ,
 )
 from emulator.workload import FOLL_WRITE, Op, Switch
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 from tests.emulator.mm.vma_bench import Bench
 
+FIXED: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 SETTINGS: Final = {
     "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "commit_limit",
     "thp_always",
@@ -303,6 +307,59 @@ def swap_in_for_a_write(profile: Profile) -> object:
     return world.folio(0).swapcache
 
 
+# ---- mm/mremap.c
+
+
+def move_nothing_onto_itself(profile: Profile) -> object:
+    """A move of what is not mapped to an overlapping place."""
+    return World(profile=profile).do("mremap", 0, 2, 2, FIXED, 1)
+
+
+def move_beyond_the_end(profile: Profile) -> object:
+    """A move that grows, of more than the source VMA has, to where something is: the result, and what is left."""
+    world = World(profile=profile)
+    world.mmap(0, 2)
+    world.mmap(20, 2)
+    return world.do("mremap", 0, 3, 4, FIXED, 20), world.layout()
+
+
+def charge_of_a_shrinking_move(profile: Profile) -> object:
+    """Four pages become one, elsewhere: what is charged?"""
+    world = World(profile=profile)
+    world.mmap(0, 4)
+    assert world.do("mremap", 0, 4, 1, FIXED, 20) == 20
+    return world.machine.committed
+
+
+def move_two_mappings(profile: Profile) -> object:
+    """Two VMAs and the hole between them in one call."""
+    world = World(profile=profile)
+    world.mmap(0, 1)
+    world.mmap(2, 1)
+    return world.do("mremap", 0, 3, 3, FIXED, 20), world.layout()
+
+
+def move_from_within_a_table(profile: Profile) -> object:
+    """A mapping that begins within a page table and reaches beyond it: does that table move as a whole?"""
+    world = World(profile=profile)
+    world.mmap(2, 14)
+    for page in range(2, 16):
+        world.write(page)
+    find_table = world.image.pgtable_generic.find_table
+    table = find_table(world.mm(), world.address(2), LEVEL_PTE)
+    assert world.do("mremap", 2, 14, 14, FIXED, 66) == 66
+    return find_table(world.mm(), world.address(66), LEVEL_PTE) is table
+
+
+def move_locked_memory(profile: Profile) -> object:
+    """mlock, then a move with DONTUNMAP: locked_vm, and which VMAs are locked."""
+    world = World(profile=profile)
+    world.mmap(0, 2)
+    assert world.image.mlock.sys_mlock(world.mm(), world.address(0), 2 * PAGE_SIZE) == 0
+    assert world.do("mremap", 0, 2, 2, FIXED | MREMAP_DONTUNMAP, 20) == 20
+    return world.mm().locked_vm, [bool(world.vma(page).vm_flags & VM_LOCKED) for page in (0, 20)]
+
+
 RULES: Final = {
     "vm_ignore_merge": Rule(
         guard_flag,
@@ -377,6 +434,25 @@ RULES: Final = {
             False: ["vm_area_alloc", "anon_vma_chain_alloc", "anon_vma_alloc", "anon_vma_chain_alloc"],
             True: ["vm_area_alloc", "anon_vma_alloc", "anon_vma_chain_alloc", "anon_vma_chain_alloc"],
         },
+    ),
+    "mremap_checks_first": Rule(
+        lambda profile: (
+            move_nothing_onto_itself(profile),
+            move_beyond_the_end(profile),
+            charge_of_a_shrinking_move(profile),
+        ),
+        {
+            True: (-EINVAL, (-EFAULT, [(0, 2), (20, 2)]), 4),
+            False: (-EFAULT, (-EFAULT, [(0, 2)]), 1),
+        },
+    ),
+    "mremap_moves_several": Rule(
+        move_two_mappings,
+        {True: (20, [(20, 1), (22, 1)]), False: (-EFAULT, [(0, 1), (2, 1)])},
+    ),
+    "mremap_realigns": Rule(move_from_within_a_table, {True: True, False: False}),
+    "dontunmap_counts_locked": Rule(
+        move_locked_memory, {True: (4, [False, True]), False: (2, [False, True])}
     ),
 }
 
