@@ -140,6 +140,8 @@ class _Run:
                 top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
                 total=geometry.task_size >> PAGE_SHIFT,
                 mremap_flags=machine.image.design.mremap_flags,
+                mremap_checks_first=machine.profile.mremap_checks_first,
+                mremap_moves_several=machine.profile.mremap_moves_several,
             )
         )
         self.relocates = bool(machine.image.design.replaces)  # the code as it is cannot relocate anything

@@ -17,7 +17,13 @@ from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 from emulator.uapi import MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
-from oracle.specification_mremap import bad_parameters, next_page, one_mapping, refused_to_relocate
+from oracle.specification_mremap import (
+    bad_parameters,
+    moves_several,
+    next_page,
+    one_mapping,
+    refused_to_relocate,
+)
 from oracle.specification_page import FAILURES, Group, Page, Pages, Refusal, erased, wrong_result
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) 
     """For each page of the source, with its page of the destination, what may be left."""
     addr, old, new, flags, new_addr = op.args
     ret = outcome.ret
-    several = bool(flags & MREMAP_FIXED) and old == new
+    several = moves_several(spec, op)
     target = ret if ret >= 0 else new_addr if flags & MREMAP_FIXED else None
     if target == addr:  # shrunk or grown where it stands
         return []
@@ -207,4 +213,4 @@ def _really_moved(spec: Specification, pages: Pages, op: Op, ret: int) -> bool:
         return False
     if flags & MREMAP_FIXED and ret != new_addr:
         return False
-    return bool(flags & MREMAP_FIXED and old == new) or one_mapping(pages, addr, min(old, new))
+    return moves_several(spec, op) or one_mapping(pages, addr, min(old, new))

@@ -1,4 +1,4 @@
-"""mremap in the specification (rules: mm/mremap.c of 6.17 and later).
+"""mremap in the specification (rules: mm/mremap.c of 6.17 and later; for older kernels that of 5.17).
 
 Where one VMA must hold the whole source range, the model knows only what the interface shows: pages of different
 kind certainly stand in different VMAs (-EFAULT), pages of one kind may stand in one or several (either is
@@ -33,18 +33,35 @@ _KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
 _RELOCATE = MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON
 
 
-def bad_parameters(spec: Specification, op: Op) -> bool:
+def bad_flags(spec: Specification, op: Op) -> bool:
     """Must the call be refused with -EINVAL before anything is looked at?"""
-    addr, old, new, flags, new_addr = op.args
+    _, old, new, flags, _ = op.args
     if flags & ~(_KNOWN | spec.limits.mremap_flags) or not new:
         return True
     if flags & _RELOCATE and not flags & MREMAP_MAYMOVE:
         return True
     if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return False
-    if not flags & MREMAP_MAYMOVE or (flags & MREMAP_DONTUNMAP and old != new):
-        return True
+    return not flags & MREMAP_MAYMOVE or bool(flags & MREMAP_DONTUNMAP and old != new)
+
+
+def bad_place(spec: Specification, op: Op) -> bool:
+    """Is the new address, if there is one, none where the range can go? -EINVAL too."""
+    addr, old, new, flags, new_addr = op.args
+    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return False
     return new_addr + new > spec.limits.top or (addr + old > new_addr and new_addr + new > addr)
+
+
+def bad_parameters(spec: Specification, op: Op) -> bool:
+    """Is the call refused for what its arguments say, whatever is mapped?"""
+    return bad_flags(spec, op) or bad_place(spec, op)
+
+
+def moves_several(spec: Specification, op: Op) -> bool:
+    """Does the call move whatever is mapped in the range?"""
+    _, old, new, flags, _ = op.args
+    return bool(flags & MREMAP_FIXED) and old == new and spec.limits.mremap_moves_several
 
 
 def next_page(page: Page, distance: int) -> Page:
@@ -92,14 +109,29 @@ def must_refuse(pages: Pages, op: Op, moved: int) -> bool:
 
 def mremap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     """Do the call with this result. None: allowed."""
-    if bad_parameters(spec, op):
+    if bad_flags(spec, op):
         return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
-    addr, old, new, flags, _ = op.args
-    head = pages.get(addr)
-    if head is None:
+    addr, old, new, flags, new_addr = op.args
+    if addr not in pages and not spec.limits.mremap_checks_first:
         return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
-    if flags & MREMAP_FIXED and old == new:
+    if bad_place(spec, op):
+        return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
+    if addr not in pages:
+        return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
+    if moves_several(spec, op):
         return _move_several(spec, pages, op, ret)
+    refusal = _one(spec, pages, op, ret)
+    if ret < 0 and flags & MREMAP_FIXED and not spec.limits.mremap_checks_first:
+        # refused when what is in the way had gone already
+        _unmap(pages, new_addr, new_addr + new)
+        _unmap(pages, addr + min(old, new), addr + old)
+    return refusal
+
+
+def _one(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    """The arguments are good, the source is mapped, and one VMA must hold all of it that is to be kept."""
+    addr, old, new, flags, _ = op.args
+    head = pages[addr]
     implied = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
     if not implied and new <= old:
         if ret != addr:

@@ -56,6 +56,8 @@ class Limits(NamedTuple):
     top: int
     total: int
     mremap_flags: int  # MREMAP_* bits that the design under test knows
+    mremap_checks_first: bool = True  # as in the profile
+    mremap_moves_several: bool = True
 
 
 def wrong_result(op: Op, ret: int, allowed: str) -> Refusal:

@@ -51,8 +51,11 @@ MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 class Bench:
     """A specification and a counter of tokens."""
 
-    def __init__(self, *, mremap_flags: int = 0) -> None:
-        self.spec = Specification(Limits(200, 150, mremap_flags))
+    def __init__(self, *, mremap_flags: int = 0, old_mremap: bool = False) -> None:
+        limits = Limits(200, 150, mremap_flags)
+        if old_mremap:
+            limits = limits._replace(mremap_checks_first=False, mremap_moves_several=False)
+        self.spec = Specification(limits)
         self.token = 0
 
     def try_(self, kind: str, *args: int, ret: int = 0, proc: int = 0) -> Refusal | None:
@@ -444,6 +447,41 @@ def test_mremap_of_several_vmas(bench: Bench) -> None:
     bench.do("mremap", 10, 4, 4, MOVE, 50, ret=-EFAULT)
     assert bench.refuses("mremap", 50, 3, 3, MOVE, 70, ret=71)
     assert bench.refuses("mremap", 50, 3, 3, MOVE, 70, ret=-ENOMEM)
+
+
+def test_old_mremap_of_several_vmas() -> None:
+    """Before 6.17 every move is of one VMA, and the destination has gone when that is found out."""
+    bench = Bench(old_mremap=True)
+    bench.map(10, 1)
+    bench.map(12, 1, PROT_READ)
+    bench.map(50, 4)
+    assert bench.refuses("mremap", 10, 3, 3, MOVE, 51, ret=51)
+    bench.do("mremap", 10, 3, 3, MOVE, 51, ret=-EFAULT)
+    assert bench.mapped() == [10, 12, 50]
+    bench.map(60, 2)
+    assert bench.refuses("mremap", 60, 1, 1, MOVE, 70, ret=-EFAULT)
+    bench.do("mremap", 60, 2, 2, MOVE, 70, ret=-EFAULT)  # two VMAs of one kind, perhaps
+    bench.do("mremap", 60, 2, 2, MOVE, 70, ret=70)
+
+
+def test_old_mremap_shrinks_and_moves() -> None:
+    """The tail has gone too when the rest cannot be moved."""
+    bench = Bench(old_mremap=True)
+    bench.map(10, 1)
+    bench.map(11, 2, PROT_READ)
+    bench.do("mremap", 10, 3, 2, MOVE, 50, ret=-EFAULT)
+    assert bench.mapped() == [10, 11]
+
+
+@pytest.mark.parametrize(("old", "errno"), [(False, EINVAL), (True, EFAULT)])
+def test_which_error_of_mremap_comes_first(old: bool, errno: int) -> None:
+    """A place where the range cannot go, for a source that is not there: before 6.17 the latter counts."""
+    bench = Bench(old_mremap=old)
+    bench.do("mremap", 10, 2, 2, MOVE, 11, ret=-errno)
+    assert bench.refuses("mremap", 10, 2, 2, MOVE, 11, ret=-(EINVAL + EFAULT - errno))
+    bench.do("mremap", 10, 2, 2, MREMAP_FIXED, 50, ret=-EINVAL)
+    bench.map(10, 2)
+    bench.do("mremap", 10, 2, 2, MOVE, 11, ret=-EINVAL)
 
 
 def test_mremap_dontunmap(bench: Bench) -> None:
