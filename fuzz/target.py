@@ -23,6 +23,13 @@ DEFAULT_REFERENCE: Final = "mainline"
 DEFAULT_PROFILE: Final = "6.18"
 
 
+def check_profile(name: str) -> str:
+    """The name of a profile; raises ``UsageError`` where there is none of that name."""
+    if name not in PROFILES:
+        raise UsageError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
+    return name
+
+
 class Target(NamedTuple):
     """Design and reference by the names that a user gave, and the profile."""
 
@@ -32,8 +39,7 @@ class Target(NamedTuple):
 
     def check(self) -> type[Design]:
         """The design; raises ``UsageError`` when it, the reference or the profile is unknown."""
-        if self.profile not in PROFILES:
-            raise UsageError(f"unknown profile {self.profile!r}; there are {', '.join(PROFILES)}")
+        check_profile(self.profile)
         designs.find(self.reference)
         return designs.find(self.design)
 

@@ -12,20 +12,25 @@ from typing import Annotated
 import typer
 
 from emulator.errors import UsageError
+from emulator.profile import nearest, release_number
 from fuzz import files
 from fuzz.campaign.screen import duration
-from fuzz.cli.app import CLEAN, FINDINGS, PROFILE, ProfileOption, app
+from fuzz.cli.app import CLEAN, FINDINGS, app
 from fuzz.cli.replay import load
 from fuzz.conform import campaign
 from fuzz.conform.report import explain
 from fuzz.conform.rounds import default_workers
 from fuzz.conform.session import Session
+from fuzz.target import check_profile
 from oracle.live import facilities
 from oracle.live.calls import expressible
 from oracle.live.settings import asleep, quiet
 from oracle.live.view import Depth
 
 DepthOption = Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")]
+ProfileOption = Annotated[
+    str | None, typer.Option(help="Kernel whose rules hold; default: the nearest to the one that runs.")
+]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes; default: one a core.", min=1, max=512)]
 
 _EVERY = 10.0  # seconds between lines of progress
@@ -37,13 +42,14 @@ def conform(
     seed: Annotated[int | None, typer.Option(help="Of the first round; default: another one each time.", min=0)] = None,
     workload: Annotated[Path | None, typer.Option(help="Compare this workload only.")] = None,
     depth: DepthOption = "maps",
-    profile: ProfileOption = PROFILE,
+    profile: ProfileOption = None,
     workers: WorkersOption = None,
     out: Annotated[Path, typer.Option(help="Folder for divergences.")] = Path("out/conform"),
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> int:
     """Run the same workloads in the machine and on the running kernel, and compare after each step."""
     deep = depth_of(depth)
+    kernel = profile_of(profile)
     left_out = require_live(deep)
     with ExitStack() as stack:
         if deep >= Depth.PAGES:
@@ -52,9 +58,9 @@ def conform(
         for sentence in left_out:
             sys.stderr.write(f"not compared: {sentence}\n")
         if workload is not None:
-            return _one(workload, profile, deep)
+            return _one(workload, kernel, deep)
         first = random.SystemRandom().randrange(1 << 31) if seed is None else seed
-        plan = campaign.Plan(profile, deep, steps, first, workers or default_workers(), out)
+        plan = campaign.Plan(kernel, deep, steps, first, workers or default_workers(), out)
         outcome = campaign.run(plan, _Progress(plan))
     if json is not None:
         files.write_json(json, campaign.for_json(plan, outcome, facilities.kernel_release(), left_out))
@@ -68,6 +74,17 @@ def require_live(depth: Depth) -> list[str]:
     if missing:
         raise UsageError(f"nothing can be compared here: {'; '.join(missing)}")
     return facilities.missing(depth)
+
+
+def profile_of(name: str | None) -> str:
+    """The profile of that name; without one the nearest to the kernel that runs, which is said."""
+    if name is not None:
+        return check_profile(name)
+    release = facilities.kernel_release()
+    profile = nearest(release)
+    if release_number(profile.name) != release_number(release):
+        sys.stderr.write(f"profile {profile.name} is the nearest to Linux {release}: what changed between, differs\n")
+    return profile.name
 
 
 def depth_of(name: str) -> Depth:
