@@ -198,10 +198,13 @@ def relocate_anon_folios(pmc: mremap_tables.PagetableMoveControl, undo: bool) ->
     return reached
 
 
-def give_up(vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl) -> int:
-    """A folio could not be relocated: undo and unmap the destination, so that the move can start anew.
+def give_up(
+    vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl, reached: int
+) -> tuple[int, bool]:
+    """The folio at the old address ``reached`` could not be relocated: undo and unmap the destination.
 
-    Returns 0, or the error with which the call is to end instead.
+    Returns the error with which the call is to end, or 0, and whether to go on with what is relocated now: here not,
+    the move starts anew, the ordinary way.
     """
     new = pmc.new
     start, length = new.vm_start, new.vm_end - new.vm_start
@@ -211,12 +214,17 @@ def give_up(vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl)
     rmap.anon_vma_unlock_write(new.anon_vma)
     pmc.relocate_locked = None
     munmap.do_munmap(vrm.mm, start, length)
-    return 0
+    return 0, False
 
 
-def merge_relocated(new: VmAreaStruct, start: int, end: int) -> VmAreaStruct:
+def move_tables(vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl) -> int:
+    """The page tables follow. Returns the bytes that were moved."""
+    return mremap_tables.move_page_tables(pmc)
+
+
+def merge_relocated(new: VmAreaStruct) -> VmAreaStruct:
     """All is in place: now the destination may merge with its neighbours."""
-    vmg = vma.vmg_of_vma(vma.vma_prev(new), new, start, end)
+    vmg = vma.vmg_of_vma(vma.vma_prev(new), new, new.vm_start, new.vm_end)
     return vma.vma_merge_existing_range(vmg) or new
 
 
@@ -292,13 +300,15 @@ def copy_vma_and_data(vrm: mremap.VmaRemapStruct) -> tuple[int, VmAreaStruct | N
         assert new.anon_vma is not None
         rmap.anon_vma_lock_write(new.anon_vma)
         pmc.relocate_locked = new
-        if relocate_anon_folios(pmc, undo=False) == pmc.old_end:
+        reached = relocate_anon_folios(pmc, undo=False)
+        if reached == pmc.old_end:
             break
-        error = give_up(vrm, pmc)
+        error, relocate = give_up(vrm, pmc, reached)
         if error:
             return error, None
-        relocate = False
-    moved = mremap_tables.move_page_tables(pmc)
+        if relocate:
+            break
+    moved = move_tables(vrm, pmc)
     error = mremap.mremap_error(vrm, moved)
     if relocate:
         if error:
@@ -307,7 +317,7 @@ def copy_vma_and_data(vrm: mremap.VmaRemapStruct) -> tuple[int, VmAreaStruct | N
         rmap.anon_vma_unlock_write(new.anon_vma)
         pmc.relocate_locked = None
         if not error:
-            new = merge_relocated(new, vrm.new_addr, vrm.new_addr + vrm.new_len)
+            new = merge_relocated(new)
     if error:
         mremap.move_back(vrm, source, new, moved)
     return error, new

@@ -43,7 +43,7 @@ from emulator.uapi import EFAULT, MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANO
 
 RELOCATE = MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON
 
-GiveUp = Callable[[mremap.VmaRemapStruct, mremap_tables.PagetableMoveControl], int]
+GiveUp = Callable[[mremap.VmaRemapStruct, mremap_tables.PagetableMoveControl, int], tuple[int, bool]]
 
 
 # ---- 02/11: MREMAP_MUST_RELOCATE_ANON
@@ -62,13 +62,15 @@ def copy_or_refuse(vrm: mremap.VmaRemapStruct) -> tuple[int, VmAreaStruct | None
     return copy_vma_and_data(vrm)
 
 
-def give_up(original: GiveUp, vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl) -> int:
+def give_up(
+    original: GiveUp, vrm: mremap.VmaRemapStruct, pmc: mremap_tables.PagetableMoveControl, reached: int
+) -> tuple[int, bool]:
     """With MUST the call ends here."""
-    original(vrm, pmc)
+    original(vrm, pmc, reached)
     if not vrm.flags & MREMAP_MUST_RELOCATE_ANON:
-        return 0
+        return 0, False
     mremap.vrm_uncharge(vrm)
-    return -EFAULT
+    return -EFAULT, False
 
 
 # ---- 03/11: large folios

@@ -95,6 +95,7 @@ POINTS: Final[dict[str, str]] = {
     "relocate.folio_undone": "a folio has the source's mapping and index again",
     "relocate.pinned_skipped": "a folio that may be pinned is passed over",
     "relocate.undo_begin": "relocation is about to be undone, nothing undone yet",
+    "relocate.vma_split": "the destination is cut where relocation stopped, no page table moved",
     # rmap walks
     "rmap.walk_next": "the next VMA of an rmap walk is about to be visited",
     # swap

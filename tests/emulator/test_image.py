@@ -162,8 +162,8 @@ def test_design_replaces_functions_of_another(tmp_path: Path) -> None:
         """
 from emulator.designs.relocate_anon import RelocateAnon
 
-def give_up(original, vrm, pmc):
-    return original(vrm, pmc) or -99
+def give_up(original, vrm, pmc, reached):
+    return original(vrm, pmc, reached)
 
 class UserDesign(RelocateAnon):
     name = "strict"
