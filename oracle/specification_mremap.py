@@ -92,7 +92,7 @@ def refused_to_relocate(spec: Specification, op: Op, ret: int) -> bool:
     addr, old, new, flags, _ = op.args
     if addr not in pages or bad_parameters(spec, op):
         return False
-    if flags & MREMAP_FIXED and old == new:
+    if moves_several(spec, op):
         return True
     if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) and (new <= old or _room_behind(spec, pages, addr, old, new)):
         return False
