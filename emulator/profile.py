@@ -31,6 +31,7 @@ class Profile(NamedTuple):
     rlimit_memlock: int = 8 << 20  # bytes
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
+    swap_synchronous: bool = False  # swap on zram (SWP_SYNCHRONOUS_IO)
 
     # ---- mm/vma.c
     vm_ignore_merge: int = VM_MAYBE_GUARD  # VM_STICKY: do not stop a merge (VM_SOFTDIRTY not configured)

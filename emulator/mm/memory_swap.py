@@ -1,7 +1,7 @@
 """Faults on entries that are not present: swap, migration, markers (the do_swap_page part of mm/memory.c).
 
-The swap device is an ordinary disk to the swap cache: a page stays cached after a read fault until somebody wants
-to write it.
+A page of an ordinary disk stays in the swap cache after a read fault until somebody wants to write it. A device that
+is memory itself (zram) is read past the cache.
 """
 
 from __future__ import annotations
@@ -110,6 +110,31 @@ def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
     return nr
 
 
+def swap_in_past_the_cache(vmf: memory.VmFault, swap_slot: int) -> int:
+    """Read from a device that is memory (SWP_SYNCHRONOUS_IO) what no other entry holds: straight to a page of ours."""
+    m = vmf.m
+    folio = swap_state.alloc_swap_folio(m, swap_slot)
+    same = memory.pte_lock_same(vmf)
+    if folio is None:
+        if same:
+            vmf.table.ptl.unlock()
+        return memory.VM_FAULT_OOM if same else 0
+    if same:
+        swap.folio_get(folio)  # it waits in a batch for the LRU, which holds a reference: it does not look exclusive
+        map_swapped_pages(vmf, folio, 0)
+        swap.folio_put(m, folio)
+        m.sched.point("fault.swap_mapped")
+    folio.swap = 0
+    folio.lock.unlock()
+    if not same:  # somebody else brought it back
+        swap.folio_put(m, folio)
+        return 0
+    if vmf.flags & memory.FAULT_FLAG_WRITE:
+        return memory_wp.do_wp_page(vmf)
+    vmf.table.ptl.unlock()
+    return 0
+
+
 def do_swap_page(vmf: memory.VmFault) -> int:
     """The entry was not present when it was read. Bring a swapped-out page back; VM_FAULT_RETRY for migration."""
     orig = vmf.orig_pte
@@ -123,6 +148,8 @@ def do_swap_page(vmf: memory.VmFault) -> int:
     m = vmf.m
     swap_slot = softleaf_value(orig)
     folio = swap_state.swap_cache_get_folio(m, swap_slot)
+    if folio is None and m.profile.swap_synchronous and m.swap.count.get(swap_slot) == 1:
+        return swap_in_past_the_cache(vmf, swap_slot)
     if folio is None:
         folio = swap_state.swapin_folio(vmf.vma, swap_slot)
     if folio is None:

@@ -151,6 +151,21 @@ def read_swap_cache_async(m: Machine, slot: int) -> Folio | None:
     return folio
 
 
+def alloc_swap_folio(m: Machine, slot: int) -> Folio | None:
+    """A page with the contents of ``slot``, for a device that is memory itself: the swap cache does not get it.
+
+    It comes locked with the caller's reference, ``swap`` set. None: out of memory (fault point).
+    """
+    if m.should_fail("swapin_folio"):
+        return None
+    folio = m.phys.alloc(0)
+    folio.lock.lock()
+    folio.content[0] = dict(m.swap.content.get(slot, {}))
+    folio.swap = slot
+    m.sched.point("swapin.allocated")
+    return folio
+
+
 def swapin_folio(vma: VmAreaStruct, slot: int) -> Folio | None:
     """What a fault on a swap entry reads: ``read_swap_cache_async`` without readahead around it."""
     return read_swap_cache_async(vma.vm_mm.machine, slot)

@@ -9,6 +9,7 @@ from emulator.designs.mainline import Mainline
 from emulator.errors import KernelBug
 from emulator.image import KernelImage, Transform
 from emulator.machine import Machine
+from emulator.profile import PROFILES
 from emulator.workload import Workload, token
 from fuzz.conform.blame import Blame
 from oracle.finding import Finding, finding
@@ -44,6 +45,7 @@ class Session:
         self.depth = depth
         self.image = KernelImage(Mainline, transform)
         self.live = LiveSystem(depth)
+        self._kernel = PROFILES[profile]._replace(swap_synchronous=self.live.swap)
 
     def __enter__(self) -> Session:
         return self
@@ -56,7 +58,7 @@ class Session:
     def compare(self, workload: Workload) -> Comparison:
         """Run the workload on both, from empty, and stop at the first difference."""
         run = self.live.run(workload)
-        machine = Machine(self.image, workload.geometry, self.profile)
+        machine = Machine(self.image, workload.geometry, self._kernel)
         blame = Blame(machine)
         seen: list[StepView] = []
         for index, (step, theirs) in enumerate(zip(workload.steps, run.steps, strict=False)):

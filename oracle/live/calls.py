@@ -103,14 +103,18 @@ CALLS: Final[dict[str, Run]] = {
 PROCESS_OPS: Final = ("fork", "exit")  # the server takes part in these
 
 
-def has_swap() -> bool:
-    """Can the running kernel swap pages out?"""
+def has_prompt_swap() -> bool:
+    """Does the running kernel swap pages out, and at once? Only zram is done when it is asked.
+
+    From a disk or a file a page is gone when it has been written and reclaim comes by again: that is chance.
+    """
     with open("/proc/swaps", encoding="ascii", errors="replace") as lines:
-        return sum(1 for _ in lines) > 1
+        devices = [line.split()[0] for line in lines][1:]
+    return bool(devices) and all(device.startswith("/dev/zram") for device in devices)
 
 
 def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:
-    """Why a workload cannot run on a live kernel, one that has ``swap`` or not; empty if it can."""
+    """Why a workload cannot run on a live kernel, one that has prompt ``swap`` or not; empty if it can."""
     if workload.geometry != GEOMETRY:
         return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
     for number, step in enumerate(workload.steps):
@@ -122,7 +126,7 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
         if op.fail_nth:
             return f"step {number}: no allocation of {op.kind} can be made to fail"
         if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:
-            return f"step {number}: without swap, madvise pageout leaves pages where they are"
+            return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
         if _end(op) > ARENA_PAGES:
             return f"step {number}: {op.kind} reaches beyond the arena"
     return ""

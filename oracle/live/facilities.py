@@ -7,7 +7,7 @@ import platform
 import struct
 import sys
 
-from oracle.live.calls import has_swap
+from oracle.live.calls import has_prompt_swap
 from oracle.live.view import Depth
 
 _FRAME = (1 << 55) - 1  # of an entry of /proc/PID/pagemap
@@ -35,8 +35,11 @@ def _missing_for_pages() -> list[str]:
         for path in _PRIVILEGED
         if not os.access(path, os.R_OK)
     ]
-    if not has_swap():
-        lacks.append("there is no swap, so nothing is swapped out: mkswap and swapon a file or a device")
+    if not has_prompt_swap():
+        lacks.append(
+            "swap is not on zram, so when a page is swapped out is chance: "
+            "echo 256M >/sys/block/zram0/disksize; mkswap /dev/zram0; swapon /dev/zram0"
+        )
     if not _shows_frames():
         lacks.append("/proc/PID/pagemap shows no frame numbers, so sharing is unknown: run as root")
     return lacks

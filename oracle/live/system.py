@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Outcome, Workload
-from oracle.live.calls import expressible, has_swap
+from oracle.live.calls import expressible, has_prompt_swap
 from oracle.live.parse import Entries, VmaParser, counters, parse_pages, present_frames
 from oracle.live.rmap_probe import RmapProbe
 from oracle.live.rmap_view import RawFolio, RawVma, live_rmap
@@ -47,7 +47,7 @@ class LiveSystem:
         self._server: subprocess.Popen[bytes] | None = None
         self._probe: RmapProbe | None = None
         self._start()
-        self.swap = has_swap()
+        self.swap = has_prompt_swap()
         if depth >= Depth.RMAP:
             try:
                 self._probe = RmapProbe()

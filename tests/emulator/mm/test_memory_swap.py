@@ -10,7 +10,7 @@ from emulator.hw.pte import RW as PTE_RW
 from emulator.mm_types import VM_LOCKED, Folio
 from emulator.uapi import OOM_KILLED, PROT_READ
 from emulator.workload import Op
-from tests.emulator.kernel_world import World
+from tests.emulator.kernel_world import World, profile_with
 from tests.emulator.mm.world import anon_vma_of, fault, faulted, huge, isolated, let_go, warnings
 from tests.emulator.references import check_all, every_cut
 
@@ -242,3 +242,54 @@ def test_swap_in_beside(make: object, race: str) -> None:
             tokens = {at for content in held.values() for at in content}
             assert race == "munmap" or 0 in tokens, where
         check_all(world)
+
+
+PROMPT = profile_with(swap_synchronous=True)
+
+
+@pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
+def test_a_device_that_is_memory_is_read_past_the_cache(write: bool) -> None:
+    """The page that comes back is in no cache, exclusive as before, and its slot is free at once (observed, zram)."""
+    world = World(profile=PROMPT)
+    world.mmap(0, 4)
+    world.write(0)
+    assert world.do("reclaim", 0) == 1
+    before = world.content(0)
+    assert world.do("write", 0, 1) == 0 if write else world.do("read", 0) == 0
+    folio = world.folio(0)
+    assert not folio.swapcache
+    assert folio.anon_exclusive == 1
+    assert world.machine.swap.count == {}
+    assert (before or {}).items() <= (world.content(0) or {}).items()
+    check_all(world)
+
+
+def test_what_two_processes_have_goes_through_the_cache() -> None:
+    """Both must get the same page; the last one, alone by then, is read past the cache and not exclusive at first."""
+    world = World(profile=PROMPT)
+    world.mmap(0, 4)
+    world.write(0)
+    world.fork(1)
+    assert world.do("reclaim", 0) == 1
+    assert world.do("read", 0) == 0
+    assert world.folio(0).swapcache
+    assert world.do("reclaim", 0) == 1
+    assert world.do("exit", proc=1) == 0
+    assert world.do("read", 0) == 0
+    assert not world.folio(0).swapcache
+    assert world.folio(0).anon_exclusive == 0
+    assert world.do("write", 0, 1) == 0
+    assert world.folio(0).anon_exclusive == 1
+    check_all(world)
+
+
+def test_no_memory_for_a_page_read_past_the_cache() -> None:
+    """The access fails, and the next one finds all as it was."""
+    world = World(profile=PROMPT)
+    world.mmap(0, 4)
+    world.write(0)
+    assert world.do("reclaim", 0) == 1
+    assert world.do("read", 0, fail_nth=1) == OOM_KILLED
+    assert is_swap(world.pte(0))
+    assert world.do("read", 0) == 0
+    check_all(world)
