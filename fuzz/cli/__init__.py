@@ -12,11 +12,22 @@ from emulator.errors import UsageError
 from fuzz import internal_errors
 from fuzz.campaign.selftest import BlindError
 from fuzz.campaign.supervisor import WorkerError
-from fuzz.cli import bench, campaign, conform, convert, environment, recordings, replay
+from fuzz.cli import bench, campaign, conform, convert, environment, export, recordings, replay
 from fuzz.cli.app import CLEAN, INTERNAL, USAGE, app
 from fuzz.files import USERS_ERRNOS
 
-__all__ = ["bench", "campaign", "conform", "convert", "environment", "main", "recordings", "replay", "run"]
+__all__ = [
+    "bench",
+    "campaign",
+    "conform",
+    "convert",
+    "environment",
+    "export",
+    "main",
+    "recordings",
+    "replay",
+    "run",
+]
 
 _INTERRUPTED = 130  # as shells say it for Ctrl-C
 

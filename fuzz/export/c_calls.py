@@ -1,0 +1,192 @@
+"""Operations as C: for each kind one small function that writes the call with its check.
+
+What the program itself offers (``expect``, ``load``, …) stands in ``program.c.jinja``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from emulator import uapi
+from emulator.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_DONTUNMAP, MREMAP_FIXED, result_name
+from emulator.workload import OFFSETS_MAX, OPS, Domain, token
+from fuzz.export.expectation import FILE_TOKENS
+from oracle.observation import KERNEL_ACTIVITY
+
+if TYPE_CHECKING:
+    from emulator.workload import Op, Outcome
+    from fuzz.export.expectation import Expectation
+
+# The order in which people write them.
+_PROT: Final = ("PROT_READ", "PROT_WRITE", "PROT_EXEC")
+_MAP: Final = ("MAP_SHARED", "MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_FIXED", "MAP_FIXED_NOREPLACE", "MAP_NORESERVE")
+_MREMAP: Final = ("MREMAP_MAYMOVE", "MREMAP_FIXED", "MREMAP_DONTUNMAP")
+_ADVICE: Final = {value: name for name, value in vars(uapi).items() if name.startswith("MADV_")}
+_KERNEL_ONLY: Final = KERNEL_ACTIVITY | {"gup_fast", "gup_slow", "unpin", "pin_write"}
+_MREMAP_KNOWN: Final = uapi.MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+
+
+def call(step: Expectation, number: int) -> str:
+    """The statement that does the op and checks its result."""
+    return EMITTERS[step.op.kind](step.op, step.outcome, number)
+
+
+def remark(step: Expectation) -> str:
+    """What the reader has to know of the call; empty: it is just what the workload says."""
+    if _chosen(step.op, step.outcome):
+        return "the kernel chooses where; this asks for the place that it has in the expected layout"
+    return ""
+
+
+def inexpressible(op: Op) -> str:
+    """Why no program can do this op as the workload means it; empty: it can."""
+    if op.fail_nth:
+        return "an allocation that fails (fail_nth)"
+    if op.kind in _KERNEL_ONLY:
+        return f"{op.kind}, which only the kernel does"
+    if op.kind not in EMITTERS:
+        return f"{op.kind}, for which there is no C yet"
+    if op.kind == "mremap" and op.args[3] & ~_MREMAP_KNOWN:
+        return "mremap flags that mainline does not have"
+    if op.kind == "mmap" and op.args[3] & uapi.MAP_TYPE == uapi.MAP_SHARED and not op.args[4]:
+        return "shared anonymous memory, which the machine does not have yet"
+    return ""
+
+
+def prots(op: Op) -> int:
+    """The PROT_* bits that the op asks for."""
+    for value, (_, domain) in zip(op.args, OPS[op.kind].args, strict=True):
+        if domain is Domain.PROT:
+            return value
+    return 0
+
+
+# ---- one function a kind
+
+
+def _mmap(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, prot, flags, file, offset = op.args
+    if not file:
+        flags |= uapi.MAP_ANONYMOUS
+    if _chosen(op, outcome):
+        addr = outcome.ret
+        # MAP_SHARED_VALIDATE does not know NOREPLACE; nothing is there, so FIXED does as well
+        validate = flags & uapi.MAP_TYPE == uapi.MAP_SHARED_VALIDATE
+        flags |= MAP_FIXED if validate else MAP_FIXED_NOREPLACE
+    handle = f"file[{file - 1}]" if file else "-1"
+    where = f"{_at(addr)}, {_bytes(length)}, {_bits(prot, _PROT, 'PROT_NONE')}, {_bits(flags, _MAP)}"
+    return f"expect_page(mmap({where}, {handle}, {_bytes(offset)}), {_result(outcome)});"
+
+
+def _munmap(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length = op.args
+    return f"expect(munmap({_at(addr)}, {_bytes(length)}), {_result(outcome)});"
+
+
+def _mremap(op: Op, outcome: Outcome, number: int) -> str:
+    addr, old, new, flags, target = op.args
+    if _chosen(op, outcome):
+        target = outcome.ret
+        flags |= MREMAP_FIXED
+    where = f", {_at(target)}" if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) else ""
+    given = f"{_at(addr)}, {_bytes(old)}, {_bytes(new)}, {_bits(flags, _MREMAP)}{where}"
+    return f"expect_page(mremap({given}), {_result(outcome)});"
+
+
+def _mprotect(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, prot = op.args
+    return f"expect(mprotect({_at(addr)}, {_bytes(length)}, {_bits(prot, _PROT, 'PROT_NONE')}), {_result(outcome)});"
+
+
+def _madvise(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, advice = op.args
+    return f"expect(madvise({_at(addr)}, {_bytes(length)}, {_ADVICE[advice]}), {_result(outcome)});"
+
+
+def _fork(op: Op, outcome: Outcome, number: int) -> str:
+    return f"fork_process({op.args[0]});"
+
+
+def _exit(op: Op, outcome: Outcome, number: int) -> str:
+    return "leave();"
+
+
+def _read(op: Op, outcome: Outcome, number: int) -> str:
+    if outcome.data is None:
+        return f"expect(load({op.args[0]}), {_result(outcome)});"
+    return load(op.args[0], outcome.data)
+
+
+def _write(op: Op, outcome: Outcome, number: int) -> str:
+    page, at = op.args
+    return f"expect(store({page}, {at}, {token(number, 0)}), {_result(outcome)});"
+
+
+def _exec(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect(fetch({op.args[0]}), {_result(outcome)});"
+
+
+Emitter = Callable[["Op", "Outcome", int], str]
+"""(op, its outcome, number of its step) to a C statement."""
+
+EMITTERS: Final[dict[str, Emitter]] = {
+    "mmap": _mmap,
+    "munmap": _munmap,
+    "mremap": _mremap,
+    "mprotect": _mprotect,
+    "madvise": _madvise,
+    "fork": _fork,
+    "exit": _exit,
+    "read": _read,
+    "write": _write,
+    "exec": _exec,
+}
+
+
+# ---- pieces
+
+
+def load(page: int, data: tuple[tuple[int, int], ...]) -> str:
+    """A page that can be read and holds this."""
+    words = ["0"] * OFFSETS_MAX
+    for at, value in data:
+        words[at] = _word(value)
+    return f"expect_words(load({page}), {', '.join(words)});"
+
+
+def _chosen(op: Op, outcome: Outcome) -> bool:
+    """The machine chose an address that the running kernel, with other neighbours, would not choose."""
+    if outcome.ret < 0:
+        return False
+    if op.kind == "mmap":
+        return not op.args[3] & (MAP_FIXED | MAP_FIXED_NOREPLACE) and outcome.ret != op.args[0]
+    if op.kind == "mremap" and not op.args[3] & MREMAP_FIXED:
+        wanted = op.args[4] if op.args[3] & MREMAP_DONTUNMAP else op.args[0]
+        return outcome.ret != wanted
+    return False
+
+
+def _at(page: int) -> str:
+    return f"at({page})"
+
+
+def _bytes(pages: int) -> str:
+    return "0" if not pages else "PAGE" if pages == 1 else f"{pages} * PAGE"
+
+
+def _bits(value: int, names: tuple[str, ...], none: str = "0") -> str:
+    return " | ".join(name for name in names if value & getattr(uapi, name)) or none
+
+
+def _result(outcome: Outcome) -> str:
+    ret = outcome.ret
+    name = result_name(ret)
+    return f"SIGNALLED({name})" if ret in (uapi.SIGSEGV, uapi.SIGBUS) else name if ret < 0 else str(ret)
+
+
+def _word(value: int) -> str:
+    """A token as the program writes it: what files begin with by its name."""
+    if value < FILE_TOKENS:
+        return str(value)
+    return f"FILE_WORD({value >> 20 & 0xFFFF}, {(value & 0xFFFFF) - 1})"

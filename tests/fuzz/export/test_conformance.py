@@ -1,0 +1,91 @@
+"""Exported programs on the running kernel: what the machine says is what Linux does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+
+from emulator.errors import UsageError
+from emulator.workload import Op, Step, Workload
+from fuzz.conform.workloads import round_of
+from fuzz.export import c_program
+from fuzz.workload import wire
+from fuzz.workload.domains import OP_DOMAINS
+from fuzz.workload.generate import Generator
+from tests.fuzz.export.programs import PROFILE, build, compiled, conforms, exportable, run
+
+CORPUS: Final = Path(__file__).parents[3] / "corpus"
+RECORDED: Final = sorted((CORPUS / "seeds" / "recorded").glob("*.msgpack"))
+
+
+def _exportable_files() -> list[Path]:
+    found = []
+    for path in sorted((CORPUS / "regressions").rglob("*.msgpack")):
+        try:
+            c_program.check(wire.decode(path.read_bytes()))
+        except UsageError:
+            continue
+        found.append(path)
+    return found
+
+
+def _agrees(workload: Workload, folder: Path) -> None:
+    """The program ends with 0, says so in one line, and writes nothing else."""
+    place = build(c_program.export(workload, "test", PROFILE), folder)
+    steps = len(workload.steps)
+    assert run(place) == (0, f"{steps} steps: all is as on Linux {PROFILE}\n", "")
+
+
+@compiled
+@conforms
+@pytest.mark.parametrize("path", _exportable_files(), ids=lambda path: path.stem)
+def test_regressions(path: Path, tmp_path: Path) -> None:
+    """What was a finding in the books only, everybody sees as correct from outside."""
+    _agrees(wire.decode(path.read_bytes()), tmp_path)
+
+
+@compiled
+@conforms
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECORDED[::5], ids=lambda path: path.stem)
+def test_recorded_seeds(path: Path, tmp_path: Path) -> None:
+    """What real programs did."""
+    _agrees(exportable(wire.decode(path.read_bytes())), tmp_path)
+
+
+@compiled
+@conforms
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_generated(seed: int, tmp_path: Path) -> None:
+    """What the live oracle is fed with: x86-64, up to 60 steps, with processes that fork."""
+    _agrees(next(round_of(seed)), tmp_path)
+
+
+@compiled
+@conforms
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_generated_small(seed: int, tmp_path: Path) -> None:
+    """What campaigns make for a small world, as real page tables see it."""
+    _agrees(exportable(Generator(Random(seed), "small8").generate(40)), tmp_path)
+
+
+@compiled
+@conforms
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_any_arguments(seed: int, tmp_path: Path) -> None:
+    """Arguments that no generator would choose: most of them errors, and which error is compared too."""
+    rng = Random(seed)
+    steps = []
+    for _ in range(64):
+        kind = rng.choice("mmap mmap mmap munmap mremap mremap mprotect madvise write read".split())
+        args = []
+        for values in OP_DOMAINS["small4"][kind].values:
+            args.append(rng.choice(sorted(values)[:24]))
+        steps.append(Step((Op(kind, 0, tuple(args)),)))
+    _agrees(exportable(Workload("small4", tuple(steps))), tmp_path)
