@@ -20,9 +20,13 @@ from fuzz.feedback.counters import Counters
 from fuzz.feedback.features import END_OF_STATES, Feedback
 from fuzz.target import Target
 from oracle.judge import Judge
+from oracle.live import facilities, rmap_probe
+from oracle.live.view import Depth
 
 PARANOID: Final = Path("/proc/sys/kernel/perf_event_paranoid")
 PTRACE_SCOPE: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
+THP: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+KSM: Final = Path("/sys/kernel/mm/ksm/run")
 FREE_MIN: Final = 1 << 30  # bytes
 
 
@@ -52,6 +56,7 @@ def examine() -> list[Check]:
         Check("perf, to record", (perf := shutil.which("perf")) is not None, perf or "apt install linux-perf"),
         Check("leave to trace the whole system", root or _number(PARANOID) < 0, _leave(root)),
         Check("ptrace of children", root or _number(PTRACE_SCOPE) < 2, f"yama ptrace_scope {_number(PTRACE_SCOPE)}"),
+        *_live(),
     ]
 
 
@@ -96,6 +101,49 @@ def _atheris() -> Check:
 
 def _records() -> bool:
     return platform.system() == "Linux" and platform.machine() == "x86_64"
+
+
+def _live() -> list[Check]:
+    """What ``vmafuzz conform`` can compare on this kernel."""
+    lacks = facilities.missing(Depth.MAPS)
+    layouts = _complete("conform: layouts and results", lacks, "--depth maps")
+    if lacks:
+        return [layouts]
+    return [
+        layouts,
+        _complete("conform: pages", facilities.missing(Depth.PAGES), "--depth pages"),
+        _complete("conform: reverse map", rmap_probe.missing(), "--depth rmap"),
+        _userfaultfd(),
+        _huge_pages(),
+        _ksm(),
+    ]
+
+
+def _complete(what: str, lacks: list[str], here: str) -> Check:
+    return Check(what, not lacks, "; ".join(lacks) or here)
+
+
+def _userfaultfd() -> Check:
+    refused = facilities.userfaultfd_refused()
+    return Check("conform: userfaultfd", not refused, refused or "allowed")
+
+
+def _huge_pages() -> Check:
+    """The machine's profiles have the setting of most distributions."""
+    what = "conform: huge pages"
+    try:
+        setting = THP.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return Check(what, False, "none, where the machine has them: boot a kernel with CONFIG_TRANSPARENT_HUGEPAGE")
+    here = setting if setting == "madvise" else f"{setting}, the machine has madvise: echo madvise > {THP}"
+    return Check(what, setting == "madvise", here)
+
+
+def _ksm() -> Check:
+    what = "conform: KSM"
+    if not KSM.exists():
+        return Check(what, False, "none, madvise mergeable fails: boot a kernel with CONFIG_KSM")
+    return Check(what, True, f"run {_number(KSM)}")
 
 
 def _leave(root: bool) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from fuzz import cli, minimize, target
 from fuzz.workload import wire
+from oracle.live.view import Depth
 
 Capture = pytest.CaptureFixture[str]
 
@@ -314,6 +315,63 @@ def test_doctor_names_the_nearest_profile(
     checks = {check["what"]: check for check in json.loads((tmp_path / "d.json").read_text())}
     check = checks["a profile of this kernel"]
     assert (check["ok"], check["here"], check["required"]) == (ok, here, False)
+
+
+def doctored(capsys: Capture, tmp_path: Path) -> dict[str, tuple[bool, str]]:
+    """What doctor says: by what is checked, whether it is so, and what is here."""
+    run(capsys, "doctor", "--json", tmp_path / "d.json")
+    return {check["what"]: (check["ok"], check["here"]) for check in json.loads((tmp_path / "d.json").read_text())}
+
+
+def test_doctor_says_what_the_live_oracle_lacks(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each missing thing with what it costs and what to do; nothing of it is required."""
+    monkeypatch.setattr("oracle.live.facilities.missing", lambda depth: ["run as root"] if depth > Depth.MAPS else [])
+    monkeypatch.setattr("oracle.live.rmap_probe.missing", lambda: ["apt install clang", "run as root"])
+    monkeypatch.setattr("oracle.live.facilities.userfaultfd_refused", lambda: "for root only")
+    monkeypatch.setattr("fuzz.doctor.THP", tmp_path / "enabled")
+    monkeypatch.setattr("fuzz.doctor.KSM", tmp_path / "run")
+    said = doctored(capsys, tmp_path)
+    assert said["conform: layouts and results"] == (True, "--depth maps")
+    for what, words in {
+        "conform: pages": "run as root",
+        "conform: reverse map": "apt install clang; run as root",
+        "conform: userfaultfd": "for root only",
+        "conform: huge pages": "CONFIG_TRANSPARENT_HUGEPAGE",
+        "conform: KSM": "CONFIG_KSM",
+    }.items():
+        ok, here = said[what]
+        assert not ok
+        assert words in here
+
+
+@pytest.mark.parametrize(
+    ("setting", "ok"),
+    [("always [madvise] never", True), ("[always] madvise never", False), ("always madvise [never]", False)],
+)
+def test_doctor_reads_the_settings_of_huge_pages_and_ksm(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, ok: bool
+) -> None:
+    """A setting that the machine does not have is told, with how to change it."""
+    monkeypatch.setattr("oracle.live.facilities.missing", lambda depth: [])
+    for name, text in (("THP", setting), ("KSM", "1")):
+        (tmp_path / name).write_text(f"{text}\n")
+        monkeypatch.setattr(f"fuzz.doctor.{name}", tmp_path / name)
+    said = doctored(capsys, tmp_path)
+    assert said["conform: huge pages"][0] is ok
+    assert ("echo madvise" in said["conform: huge pages"][1]) is not ok
+    assert said["conform: KSM"] == (True, "run 1")
+
+
+def test_doctor_leaves_the_live_oracle_out_where_there_is_none(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line in place of six."""
+    monkeypatch.setattr("oracle.live.facilities.missing", lambda depth: ["needs Linux on x86-64"])
+    said = doctored(capsys, tmp_path)
+    assert [what for what in said if what.startswith("conform")] == ["conform: layouts and results"]
+    assert said["conform: layouts and results"] == (False, "needs Linux on x86-64")
 
 
 def test_doctor_notices_blindness(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""What a machine lacks for the live oracle is asked of the kernel, as the very user who runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oracle.live import facilities, rmap_probe
+from oracle.live.view import Depth
+from tests.oracle.live.running_kernel import on_linux
+
+pytestmark = on_linux
+
+UNPRIVILEGED = Path("/proc/sys/vm/unprivileged_userfaultfd")
+_NOBODY = 65534
+
+
+def as_nobody(question: Callable[[], object]) -> str:
+    """The answer in a process without privileges."""
+    answer, mouth = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            os.write(mouth, str(question()).encode())
+        finally:
+            os._exit(0)
+    os.close(mouth)
+    os.waitpid(pid, 0)
+    with os.fdopen(answer) as said:
+        return said.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives privileges up, so it has to have some")
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (lambda: facilities.missing(Depth.PAGES), "no frame numbers, so sharing is unknown: run as root"),
+        (rmap_probe.missing, "bpf(2) is refused (Operation not permitted): run as root"),
+    ],
+    ids=["frames", "reverse-map"],
+)
+def test_without_privileges(question: Callable[[], object], words: str) -> None:
+    """What only root is shown is missing, and said to be."""
+    assert words not in str(question())  # first, as nobody may be unable to read what Python imports for it
+    assert words in as_nobody(question)
+
+
+def test_only_the_deepest_look_needs_bpf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the probe lacks is no reason against the other depths."""
+    monkeypatch.setattr(rmap_probe, "missing", lambda: ["no clang"])
+    assert "no clang" in facilities.missing(Depth.RMAP)
+    assert "no clang" not in facilities.missing(Depth.PAGES)
+
+
+def test_swap_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without swap that writes at once, what is out is chance: told, with how to make some."""
+    for there in (True, False):
+        monkeypatch.setattr(facilities, "has_prompt_swap", lambda there=there: there)
+        assert any("swapon" in sentence for sentence in facilities.missing(Depth.PAGES)) is not there
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not UNPRIVILEGED.exists() or int(UNPRIVILEGED.read_text()) != 0,
+    reason="needs root, and a userfaultfd that is for root only",
+)
+def test_userfaultfd_for_root_only() -> None:
+    """Tried, not looked up: a container may forbid what the setting allows."""
+    assert facilities.userfaultfd_refused() == ""
+    assert "vm.unprivileged_userfaultfd=1" in as_nobody(facilities.userfaultfd_refused)
+
+
+def test_a_kernel_without_userfaultfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system call that is not there."""
+    monkeypatch.setattr(facilities, "_SYS_USERFAULTFD", 4000)
+    assert facilities.userfaultfd_refused().startswith(os.strerror(errno.ENOSYS))
+    assert "CONFIG_USERFAULTFD" in facilities.userfaultfd_refused()
