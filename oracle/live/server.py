@@ -9,8 +9,9 @@ processes that the step can have changed (None: ended), or ``("error", text)``: 
 None above the depth of pages, else ``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them, or
 empty: as after the step before.
 
-At the depth of the reverse map the server says ``("look", {label: pid}, frame numbers)`` after each step, and the
-processes stand still until anything comes back.
+At the depth of the reverse map the server says ``("look", step, {label: pid}, frame numbers)`` after each step, and the
+processes stand still until anything comes back. The kernel does not: it collapses, reclaims and migrates pages when it
+likes. If pages are elsewhere afterwards, the server says it again with the new ones, and that look counts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from emulator.uapi import EBUSY, ESRCH
 from emulator.workload import token
 from oracle.live.calls import Context, Data
 from oracle.live.files import Files
-from oracle.live.pages import PageReader, frame_numbers
+from oracle.live.pages import Frames, PageReader, frame_numbers
 from oracle.live.proc import Counts, ProcFiles
 from oracle.live.processes import Channels, Ended, Process, execute
 from oracle.live.processor import Processor
@@ -38,6 +39,9 @@ from oracle.live.view import Depth
 
 Order = tuple[int, str, tuple[int, ...]]
 """A step: process, kind, arguments."""
+
+Pages = tuple[dict[int, list[tuple[int, int]]], Frames]
+"""Pages by label, as ``PageReader.entries`` gives them, and their frames."""
 
 _LENGTH: Final = 4  # bytes before each message
 
@@ -88,7 +92,7 @@ class Run:
         self.processes: dict[int, Process] = {}
         self.proc_files: dict[int, ProcFiles] = {}
         self.steps: list[Any] = []
-        self.pages: Any = None  # of all processes after the last step
+        self.pages: Pages | None = None  # of all processes after the last step
         pid = server.context.processor.fork()
         if pid == 0:
             execute(server.context, self.channels, server.pid)
@@ -136,15 +140,22 @@ class Run:
         if reader is None:
             self.steps.append((result, data, seen, None))
             return
-        entries = {label: reader.entries(files.pagemap) for label, files in sorted(self.proc_files.items())}
-        pages = entries, reader.frames(set().union(*map(frame_numbers, entries.values())))
-        self.steps.append((result, data, seen, () if pages == self.pages else pages))
-        self.pages = pages
-        if self.server.pauses:
+        pages = self._read_pages(reader)
+        while self.server.pauses:
             pids = {label: process.pid for label, process in self.processes.items()}
-            write_message(1, ("look", pids, list(pages[1])))
+            write_message(1, ("look", len(self.steps), pids, list(pages[1])))
             if read_message(0) is None:
                 raise BrokenPipeError
+            before, pages = pages, self._read_pages(reader)
+            if pages[0] == before[0] or time.monotonic() > self.deadline:
+                break
+        self.steps.append((result, data, seen, () if pages == self.pages else pages))
+        self.pages = pages
+
+    def _read_pages(self, reader: PageReader) -> Pages:
+        """Entries by label, and what is known of the frames in them."""
+        entries = {label: reader.entries(files.pagemap) for label, files in sorted(self.proc_files.items())}
+        return entries, reader.frames(set().union(*map(frame_numbers, entries.values())))
 
     def _end(self, process: Process) -> None:
         how = process.reap(self.deadline - time.monotonic())

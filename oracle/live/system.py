@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -118,12 +119,12 @@ class LiveSystem:
         assert self._server is not None
         assert self._server.stdin is not None
         orders = [(op.proc, op.kind, op.args) for step in workload.steps for op in step.ops]
-        looks: list[Look] = []
+        looks: dict[int, Look] = {}
         try:
             write_message(self._server.stdin.fileno(), (orders, self.timeout))
             answer = self._receive(self.timeout + _GRACE)
             while answer is not None and answer[0] == "look":
-                looks.append(self._look(*answer[1:]))
+                looks[answer[1]] = self._look(*answer[2:])
                 write_message(self._server.stdin.fileno(), ())
                 answer = self._receive(self.timeout + _GRACE)
         except BrokenPipeError:
@@ -152,7 +153,7 @@ class LiveSystem:
         finally:
             self._end_server()
 
-    def _views(self, steps: list[Any], looks: list[Look]) -> tuple[StepView, ...]:
+    def _views(self, steps: list[Any], looks: Mapping[int, Look]) -> tuple[StepView, ...]:
         """Step views from what the server sent: a process that a step did not show is as it was."""
         found = []
         processes = {0: EMPTY}

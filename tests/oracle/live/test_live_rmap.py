@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from emulator.designs.mainline import Mainline
+from emulator.geometry import PAGE_SIZE
 from oracle.live.rmap_probe import missing
-from oracle.live.system import LiveSystem
+from oracle.live.surroundings import ARENA_START
+from oracle.live.system import LiveSystem, Look
 from oracle.live.view import Depth
 from tests.oracle.live.running_kernel import machine_steps, on_linux, sees_frames, workload
 
@@ -52,6 +56,48 @@ def test_anon_vmas_of_a_family_are_the_machines(live: LiveSystem) -> None:
     assert {vma.root for process in before_exit.values() for vma in process.anon_vmas} == {0}
     assert len({vma.anon_vma for process in before_exit.values() for vma in process.anon_vmas}) > 3
     assert all(process.folios for process in before_exit.values())
+
+
+SMALL_PAGES = workload(
+    "mmap addr=0 len=512 prot=rw flags=private|fixed",
+    "write addr=5 at=0",
+    "write addr=6 at=0",
+)
+
+
+class Disturbed(LiveSystem):
+    """While the processes stand still, the kernel makes a huge page of theirs, as khugepaged does by itself."""
+
+    looks = 0
+
+    def _look(self, pids: dict[int, int], frames: list[int]) -> Look:
+        self.looks += 1
+        if self.looks == len(SMALL_PAGES.steps):
+            collapse(pids[0])
+        return super()._look(pids, frames)
+
+
+def collapse(pid: int) -> None:
+    """MADV_COLLAPSE of the arena's first 512 pages."""
+    process = os.pidfd_open(pid)
+    region = (ctypes.c_size_t * 2)(ARENA_START, 512 * PAGE_SIZE)
+    process_madvise, advice = 440, 25
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.syscall(process_madvise, process, region, ctypes.c_size_t(1), advice, 0)
+    error = ctypes.get_errno()
+    os.close(process)
+    if done < 0:
+        pytest.skip(f"no huge page could be made: {os.strerror(error)}")
+
+
+def test_pages_that_the_kernel_moves_meanwhile() -> None:
+    """Pages, frames and what folios say are of one moment, though the kernel changed them between two reads."""
+    with Disturbed(Depth.RMAP) as disturbed:
+        shown = disturbed.run(SMALL_PAGES).steps[-1].processes[0]
+    assert disturbed.looks == len(SMALL_PAGES.steps) + 1
+    assert len(shown.pages) == 512
+    assert [folio.page for folio in shown.folios] == list(range(512))
+    assert {folio.mapping for folio in shown.folios} == {0}
 
 
 def forgets(vmg: object, dst: object, src: object) -> int:
