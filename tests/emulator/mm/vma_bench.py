@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from emulator.designs.base import Design
+from emulator.designs.mainline import Mainline
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import (
     VM_MAYREAD,
@@ -34,8 +36,13 @@ VMA = re.compile(r"([0-9a-f]+)-([0-9a-f]+)(?::([0-9a-f]+))?(?:@(\d)(F?))?(C?)(S?
 class Bench:
     """An address space whose VMAs are put there by hand. Page n is the machine's page n, from address 0 on."""
 
-    def __init__(self, layout: str = "", profile: Profile | str = STICKY_PROFILE) -> None:
-        self.world = World("small8", profile=profile)
+    def __init__(
+        self,
+        layout: str = "",
+        profile: Profile | str = STICKY_PROFILE,
+        design: type[Design] = Mainline,
+    ) -> None:
+        self.world = World("small8", design, profile)
         self.mm = self.world.mm()
         self.image: Any = self.world.image
         self.anon_vmas: dict[str, AnonVma] = {}
