@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from emulator.designs.mainline import Mainline
 from emulator.errors import KernelBug
+from emulator.geometry import PAGE_SHIFT
 from emulator.image import KernelImage, Transform
 from emulator.machine import Machine
 from emulator.profile import PROFILES
-from emulator.workload import Workload, token
+from emulator.workload import Op, Step, Workload, token
 from fuzz.conform.blame import Blame
 from oracle.finding import Finding, finding
 from oracle.live import machine_view
@@ -83,6 +84,15 @@ class Session:
             return False
         found = self.compare(workload).finding
         return found is not None and found.signature == signature
+
+    def leaves_behind(self, workload: Workload) -> int:
+        """kB of committed memory that are nobody's in the machine when all processes of the workload have ended."""
+        machine = Machine(self.image, workload.geometry, self._kernel)
+        for step in workload.steps:
+            machine.run_step(step)
+        for label in sorted(machine.procs):
+            machine.run_step(Step((Op("exit", label, ()),)))
+        return machine.committed << PAGE_SHIFT >> 10
 
     def _differ(self, found: Finding, seen: list[StepView], run: LiveRun, wrong: str) -> Comparison:
         return Comparison(found.step, found, tuple(seen), run.steps[: found.step + 1], wrong)

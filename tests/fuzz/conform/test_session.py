@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emulator.workload import Workload
+from emulator.workload import Op, Step, Workload
 from fuzz.conform import campaign
 from fuzz.conform.report import explain
 from fuzz.conform.rounds import run_round
@@ -111,6 +111,8 @@ def test_command(tmp_path: Path) -> None:
     file.write_bytes(wire.encode(MOVE_BESIDE))
     assert run(["conform", "--workload", str(file)]) == 0
     file.write_bytes(wire.encode(MOVE_BESIDE._replace(geometry="small8")))
+    assert run(["conform", "--workload", str(file)]) == 0  # in the only world that a kernel has
+    file.write_bytes(wire.encode(Workload("x86-64", (Step((Op("migrate", 0, (1,)),)),))))
     assert run(["conform", "--workload", str(file)]) == 2
     assert run(["conform", "--depth", "bottom"]) == 2
 
@@ -124,3 +126,16 @@ def test_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["conform", *arguments]) == 0
     assert "no differences" in capsys.readouterr().out
     assert '"findings": []' in out.read_text()
+
+
+def test_what_the_machine_leaves_behind() -> None:
+    """Linux's leak of a shrinking move (docs/mainline-findings.md): the 3 pages of the tail; else nothing."""
+    leak = from_text(
+        """world x86-64
+        mmap addr=1 len=4 prot=rw flags=private|fixed
+        fork child=1
+        mremap addr=1 old_len=4 new_len=1 flags=maymove|fixed new_addr=9"""
+    )
+    with Session(DEFAULT_PROFILE, Depth.MAPS) as session:
+        assert session.leaves_behind(leak) == 12
+        assert session.leaves_behind(MOVE_BESIDE) == 0
