@@ -100,11 +100,12 @@ def lines_run(work: Callable[[], object]) -> Lines:
             names[path] = Path(path).name if Path(path).parent == MM_FOLDER else ""
         return local if names[path] else None
 
+    before = sys.gettrace()  # a debugger's, or that of a measurement of coverage
     sys.settrace(trace)
     try:
         work()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return seen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 
 import pytest
 
@@ -81,3 +82,17 @@ def test_a_mutant_changes_what_the_machine_does() -> None:
         machine = Machine(KernelImage(Mainline, transform), "x86-64")
         results.append(machine.image.entry.do_mmap(machine.procs[0], ops.args))
     assert results[0] != results[1]
+
+
+def test_a_tracer_that_was_there_comes_back() -> None:
+    """Else a debugger stops, and tests that run afterwards count as never run."""
+
+    def tracer(*_: object) -> None: ...
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        lines_run(lambda: None)
+        assert sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)
