@@ -5,8 +5,9 @@ Beside ``NAME.msgpack`` stands ``NAME.json`` with what a replay must say::
     {"design": "relocate-anon", "verdict": "finding", "signature": "rmap/...", "why": "..."}
 
 ``verdict`` is ``finding`` or ``clean``; ``signature`` goes with a finding, ``why`` says what the test protects;
-``reference`` and ``profile`` may be given. Nothing here needs Atheris, and nothing of vmafuzz is imported until
-such a file is found, so the plugin costs other projects nothing.
+``reference`` and ``profile`` may be given. With ``depth`` (maps, pages, rmap) the workload is compared with the running
+kernel instead, and the test is skipped where that cannot be looked at so deeply. Nothing here needs Atheris, and
+nothing of vmafuzz is imported until such a file is found, so the plugin costs other projects nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
+    from emulator.workload import Workload
     from fuzz.target import Target
     from oracle.judge import Judge
 
 _VERDICTS: Final = ("clean", "finding")
-_FIELDS: Final = {"design", "verdict", "signature", "why", "reference", "profile"}
+_FIELDS: Final = {"design", "verdict", "signature", "why", "reference", "profile", "depth"}
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -63,17 +65,37 @@ class Regression(pytest.Item):
             expected = _expectation(self.path.with_suffix(".json"))
             names = {name: expected[name] for name in ("design", "reference", "profile") if name in expected}
             workload = wire.decode(files.read_bytes(self.path, wire.SIZE_MAX))
+            if "depth" in expected:
+                return self._compare(workload, expected)
             verdict = _judge(Target(**names)).run(workload)
         except UsageError as error:
             raise BrokenPromiseError(f"{self.path.name}: {error}") from None
         found = [finding.signature for finding in verdict.findings]
         wanted = expected["signature"] if expected["verdict"] == "finding" else ""
         if found[:1] == ([wanted] if wanted else []) or (wanted and wanted in found):
-            return
+            return None
         raise BrokenPromiseError(
             f"{self.path.name}: expected {wanted or 'no finding'}, got {found[0] if found else 'no finding'}\n"
             f"why it is here: {expected['why']}\n\n{explain(workload, verdict)}"
         )
+
+    def _compare(self, workload: Workload, expected: dict[str, str]) -> None:
+        """The same with the running kernel as the judge."""
+        from fuzz.cli.conform import depth_of
+        from fuzz.conform.regression import difference
+        from oracle.live.facilities import missing
+
+        depth = depth_of(expected["depth"])
+        lacks = missing(depth)
+        if lacks:
+            pytest.skip("; ".join(lacks))
+        found, report = difference(workload, depth)
+        wanted = expected.get("signature", "")
+        if found != wanted:
+            raise BrokenPromiseError(
+                f"{self.path.name}: expected {wanted or 'no difference'}, got {found or 'no difference'}\n"
+                f"why it is here: {expected['why']}\n\n{report}"
+            )
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The workload and the first broken promise; a traceback only for errors of our own."""
