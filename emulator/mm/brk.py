@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
 from emulator.mm import gup_populate, ksm, mmap, munmap, rmap, vma
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, MmStruct, VmAreaStruct
+from emulator.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_DATA_DEFAULT_FLAGS,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    MmStruct,
+    VmAreaStruct,
+)
 from emulator.uapi import EFAULT, ENOMEM, EPERM
 
 
 def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int) -> int:
     """Anonymous read-write memory at ``addr``; grows ``prev``, never merges with what follows."""
-    vm_flags = ksm.ksm_vma_flags(mm, vma.VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags)
+    vm_flags = ksm.ksm_vma_flags(mm, VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags)
     pages = length >> PAGE_SHIFT
     if not mmap.may_expand_vm(mm, vm_flags, pages) or mm.map_count > mm.machine.profile.max_map_count:
         return -ENOMEM

@@ -6,7 +6,7 @@ All functions expect the caller to hold mmap_lock for write. Addresses are bytes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
@@ -14,10 +14,6 @@ from emulator.mm import huge_memory, rmap
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_EXEC,
-    VM_MAYEXEC,
-    VM_MAYREAD,
-    VM_MAYWRITE,
-    VM_READ,
     VM_SHARED,
     VM_SPECIAL,
     VM_WRITE,
@@ -30,8 +26,6 @@ from emulator.uapi import EINVAL, ENOMEM
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
-
-VM_DATA_DEFAULT_FLAGS: Final[int] = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC  # x86-64
 
 VMA_MERGE_START = 0
 VMA_MERGE_ERROR_NOMEM = 1

@@ -10,6 +10,7 @@ from emulator.hw.pte import ACCESSED, SPECIAL, mk_pte
 from emulator.mm import brk, huge_memory, memory, memory_zap, mmap, mremap_tables, rmap, vma
 from emulator.mm_types import (
     VM_ACCOUNT,
+    VM_DATA_DEFAULT_FLAGS,
     VM_DONTEXPAND,
     VM_LOCKED_MASK,
     VM_STACK,
@@ -19,7 +20,7 @@ from emulator.mm_types import (
 )
 from emulator.uapi import EFAULT, ENOMEM
 
-VM_STACK_FLAGS = VM_STACK | vma.VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT
+VM_STACK_FLAGS = VM_STACK | VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT
 STACK_EXPAND = 131072  # exec gives the stack so much room below the arguments, bytes
 
 SPECIAL_MAPPING_VMOPS = VmOps("special_mapping", close=True, may_split=False)
