@@ -98,7 +98,9 @@ class RelocateSplit(RelocateAnon):
 
     name = "relocate-split"
     summary = "MREMAP_RELOCATE_ANON as H. Yoo would have it: split the VMA where relocation fails, no undo"
-    source = "H. Yoo, 17 June 2025, on 22a80f22ba2082b28ee0b0a925eb3dbb37c2a786.1749473726.git.lorenzo.stoakes@…"
+    source = (
+        "H. Yoo, 17 June 2025, on 22a80f22ba2082b28ee0b0a925eb3dbb37c2a786.1749473726.git.lorenzo.stoakes@…"
+    )
     replaces = {
         "relocate_anon.give_up": split_instead,
         "relocate_anon.move_tables": move_tables,
