@@ -26,6 +26,7 @@ from fuzz.target import Target
 
 TICK: Final = 0.1  # seconds
 STATUS_EVERY: Final = 1.0
+START_MAX: Final = 30.0  # seconds for the workers to start, then the time of the plan runs all the same
 MINIMIZE_MAX: Final = 120.0  # seconds for one finding, then its raw workload stays
 FINISH_MAX: Final = 45.0  # seconds that are added to --time for what is not minimised yet
 GRACE: Final = 0.7  # seconds for a worker to write its totals
@@ -69,7 +70,9 @@ class Supervisor:
         self._given_up: set[str] = set()
         self._stop = False
         self._started = time.monotonic()
+        self._fuzzing_since: float | None = None
         self._seconds_before = 0.0
+        self._execs_before = 0
         self._last: tuple[float, int] | None = None  # time and execs at the last status
 
     def run(self) -> Status:
@@ -102,11 +105,11 @@ class Supervisor:
 
     def _fuzz(self) -> None:
         self._report("starting")
+        self._execs_before = self.status.execs
         for number in range(self.plan.workers):
             self._workers.append(WorkerChild(self._config(number)))
-        deadline = None if self.plan.seconds is None else self._started + self.plan.seconds
         status_at = 0.0
-        while not self._stop and (deadline is None or time.monotonic() < deadline):
+        while not self._stop and not self._time_is_over():
             self._look_after_workers()
             self._look_after_minimizers(1)
             if time.monotonic() >= status_at:
@@ -116,6 +119,15 @@ class Supervisor:
             time.sleep(TICK)
         stop([worker.child for worker in self._workers], GRACE)
         self._report("fuzzing")
+
+    def _time_is_over(self) -> bool:
+        """The seconds of the plan count from the first workload that ran: starting takes its time on a busy machine."""
+        if self.plan.seconds is None:
+            return False
+        now = time.monotonic()
+        if self._fuzzing_since is None and (self.status.execs > self._execs_before or now > self._started + START_MAX):
+            self._fuzzing_since = now
+        return self._fuzzing_since is not None and now >= self._fuzzing_since + self.plan.seconds
 
     def _config(self, number: int) -> Config:
         target = self.plan.target

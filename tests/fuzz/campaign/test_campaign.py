@@ -134,7 +134,7 @@ def test_a_campaign_goes_on_after_kill_9(tmp_path: Path, planted: str) -> None:
         process.kill()
     wait_for_none(out)
     inputs = {path.name for path in (out / "corpus").iterdir()}
-    done = fuzz(tmp_path, "--design", planted, "--out", out, "--time", "2", "--json", "r.json")
+    done = fuzz(tmp_path, "--design", planted, "--out", out, "--time", "4", "--json", "r.json")
     assert done.returncode == 1, done.stderr
     after = json.loads((tmp_path / "r.json").read_text())
     signatures = {found["signature"] for found in before["findings"]}
@@ -249,7 +249,7 @@ def test_rubbish_in_the_corpus_is_ignored(tmp_path: Path) -> None:
     corpus.mkdir()
     for number, data in enumerate((b"", b"\xff", b"\x91" * 3000, os.urandom(5000))):
         (corpus / f"bad{number}.msgpack").write_bytes(data)
-    done = fuzz(tmp_path, "--design", "mainline", "--time", "2", "--out", "out", "--corpus", "corpus")
+    done = fuzz(tmp_path, "--design", "mainline", "--time", "4", "--out", "out", "--corpus", "corpus")
     assert done.returncode in (0, 1), done.stderr
     status = status_of(tmp_path / "out")
     assert status["rejected"] >= 3
