@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from emulator.errors import UsageError
 from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
-from emulator.uapi import MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+from emulator.uapi import MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
 
 
 class Profile(NamedTuple):
@@ -103,9 +103,13 @@ class Profile(NamedTuple):
     # exclusive: until 6.18. Later kernels map first, and then see no write that is still to be done.
     swap_freed_before_mapping: bool = True
 
+    # MADV_DONTNEED frees a table of PTEs that it has emptied as a whole: since 6.14 (Q. Zheng, "mm: pgtable: reclaim
+    # empty PTE page in madvise(MADV_DONTNEED)").
+    pt_reclaim: bool = True
+
     # ---- mm/madvise.c
     # Advice that the kernel does not know yet: guard regions came with 6.13 (L. Stoakes, "mm: madvise: implement
-    # lightweight guard page mechanism").
+    # lightweight guard page mechanism"), MADV_COLLAPSE with 6.1 (Z. O'Keefe, "mm: userspace hugepage collapse").
     advice_unknown: tuple[int, ...] = ()
     # VMAs to which MADV_DOFORK is refused: VM_IO; since 6.19 or 7.0 all VM_SPECIAL.
     dofork_refused: int = VM_IO
@@ -155,7 +159,8 @@ PROFILES: Final[dict[str, Profile]] = {
             thp_aligned_anon=False,
             mprotect_uncharges=False,
             split_maps_zero_page=False,
-            advice_unknown=(MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
+            pt_reclaim=False,
+            advice_unknown=(MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             ksm_per_process=False,
             stack_grows_under_read_lock=True,
             gup_grows_stack=True,

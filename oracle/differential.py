@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.uapi import MAP_FIXED, MREMAP_MAYMOVE, result_name
+from emulator.uapi import MADV_COLLAPSE, MAP_FIXED, MREMAP_MAYMOVE, result_name
 from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
 from oracle.leaves import KIND_SWAP, leaf_key
@@ -75,6 +75,11 @@ def added_flags(design: Design | type[Design], reference: Design | type[Design])
     return design.mremap_flags & ~reference.mremap_flags
 
 
+def best_effort(op: Op) -> bool:
+    """May the op succeed on one design and fail on the other, and change nothing that is seen? (MADV_COLLAPSE)"""
+    return op.kind == "madvise" and op.args[2] == MADV_COLLAPSE
+
+
 def for_reference(op: Op, added: int) -> Op:
     """The op as the reference gets it: no injected failure, none of the flags that the design has ``added``.
 
@@ -100,7 +105,7 @@ def fate_by_kind(op: Op, ret: int) -> Fate:
 class DifferentialOracle:
     """Drives the reference machine and compares."""
 
-    __slots__ = ("_added", "_alike", "_collided", "_machine", "_reference", "_visible", "detached")
+    __slots__ = ("_added", "_alike", "_machine", "_reference", "_sharing_open", "_visible", "detached")
 
     def __init__(self, machine: Machine, reference: Machine) -> None:
         self._machine = machine
@@ -108,7 +113,7 @@ class DifferentialOracle:
         self._visible = VisibleOracle(Observer(reference))
         self._added = added_flags(machine.image.design, reference.image.design)
         self._alike: dict[int, bool] = {}  # process to: its layouts were alike after the last step
-        self._collided = False
+        self._sharing_open = False  # which pages share memory may differ from now on
         self.detached = ""
 
     def detach(self, index: int, why: str) -> None:
@@ -132,7 +137,7 @@ class DifferentialOracle:
         if self.detached:
             return []
         found: list[Finding] = []
-        self._collided = self._collided or len(order) > 1
+        self._sharing_open = self._sharing_open or len(order) > 1
         equal = all(self._alike.get(op.proc, True) for op in step.ops)
         try:
             for number in order:
@@ -171,6 +176,9 @@ class DifferentialOracle:
     ) -> bool:
         """Compare the results of one op. False: a finding, or detached."""
         if op.kind in KERNEL_ACTIVITY or (outcome.ret == reference.ret and outcome.data == reference.data):
+            return True
+        if best_effort(op):
+            self._sharing_open = True
             return True
         if outcome.ret == reference.ret:
             detail = f"{op.kind} of process {op.proc} read {outcome.data}, on the reference {reference.data}"
@@ -227,10 +235,11 @@ class DifferentialOracle:
     def _check_sharing(self, index: int, spec: Specification) -> list[Finding]:
         """Which pages share memory (copy-on-write): the same on both.
 
-        Not compared after a collision, whose order may show in nothing but sharing. Pages of zeros are left out, as
+        Not compared after a collision, whose order may show in nothing but sharing, nor after an op that only one of
+        the two could do. Pages of zeros are left out, as
         whether they have memory depends on huge pages, and so does sharing of all pages where there are any.
         """
-        if self._collided or any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
+        if self._sharing_open or any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):
             return []
         mine = _sharing(self._machine, spec)
         other = _sharing(self._reference, spec)

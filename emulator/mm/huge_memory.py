@@ -38,7 +38,16 @@ from emulator.mm import (
     swap_state,
 )
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_SHARED, VM_WRITE, VmAreaStruct
+from emulator.mm_types import (
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_NOHUGEPAGE,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WRITE,
+    Folio,
+    VmAreaStruct,
+)
 from emulator.uapi import EAGAIN, ENOMEM
 
 if TYPE_CHECKING:
@@ -51,17 +60,40 @@ INVALID = PSE | ACCESSED | DIRTY
 # ---- faults
 
 
+def thp_vma_suitable_pmd(vma: VmAreaStruct, addr: int) -> bool:
+    """Does the huge page around ``addr`` lie in the VMA? (thp_vma_suitable_order)"""
+    g = vma.vm_mm.machine.geometry
+    haddr = addr & g.pmd_mask
+    return vma.vm_start <= haddr and haddr + g.pmd_size <= vma.vm_end
+
+
 def thp_vma_allowable_pmd(vma: VmAreaStruct, addr: int) -> bool:
     """May a fault at ``addr`` map a huge page: anonymous memory that wants them, and the range lies in the VMA."""
     flags = vma.vm_flags
     if vma.vm_ops is not None or flags & VM_NOHUGEPAGE:
         return False
-    m = vma.vm_mm.machine
-    if not flags & VM_HUGEPAGE and not m.profile.thp_always:
+    if not flags & VM_HUGEPAGE and not vma.vm_mm.machine.profile.thp_always:
         return False
-    g = m.geometry
-    haddr = addr & g.pmd_mask
-    return vma.vm_start <= haddr and haddr + g.pmd_size <= vma.vm_end
+    return thp_vma_suitable_pmd(vma, addr)
+
+
+def thp_vma_allowable_collapse(vma: VmAreaStruct) -> bool:
+    """thp_vma_allowable_order(TVA_FORCED_COLLAPSE): faulted anonymous memory that holds a huge page somewhere.
+
+    Whoever asks for a collapse wants huge pages, whatever the VMA and the system say; not against NOHUGEPAGE.
+    """
+    if vma.vm_ops is not None or vma.anon_vma is None or vma.vm_flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB):
+        return False
+    return thp_vma_suitable_pmd(vma, vma.vm_end - vma.vm_mm.machine.geometry.pmd_size)
+
+
+def map_anon_folio_pmd(folio: Folio, pmd: PageTable, slot: int, vma: VmAreaStruct, haddr: int) -> None:
+    """Map a new huge page, exclusive, dirty and as writable as the VMA. The lock of ``pmd`` is held."""
+    rmap_counts.folio_add_new_anon_rmap_pmd(folio, vma, haddr, True)
+    flags = vma_ops.vm_page_prot(vma.vm_flags) | PSE | ACCESSED | DIRTY
+    if vma.vm_flags & VM_WRITE:
+        flags |= RW
+    pmd.set(slot, mk_pte(folio.pfn, flags))
 
 
 def do_huge_pmd_anonymous_page(vmf: memory.VmFault) -> int:
@@ -86,11 +118,7 @@ def do_huge_pmd_anonymous_page(vmf: memory.VmFault) -> int:
         swap.folio_put(m, folio)
         return 0
     m.sched.point("fault.pmd_locked")
-    rmap_counts.folio_add_new_anon_rmap_pmd(folio, vma, vmf.address & m.geometry.pmd_mask, True)
-    flags = vma_ops.vm_page_prot(vma.vm_flags) | PSE | ACCESSED | DIRTY
-    if vma.vm_flags & VM_WRITE:
-        flags |= RW
-    pmd.set(vmf.pmd_slot, mk_pte(folio.pfn, flags))
+    map_anon_folio_pmd(folio, pmd, vmf.pmd_slot, vma, vmf.address & m.geometry.pmd_mask)
     pmd.ptl.unlock()
     return 0
 

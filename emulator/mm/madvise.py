@@ -5,7 +5,7 @@ kept in VMA flags takes it for writing and may split and merge VMAs.
 
 MADV_FREE drops swapped-out pages and leaves the others alone, as a kernel may that never runs out of memory.
 MADV_COLD only splits large folios, as nothing here has an age. MADV_REMOVE finds no file system that can do it.
-KSM advice, MADV_COLLAPSE and memory-failure injection are unknown here. Per-VMA locks are not modelled.
+KSM advice and memory-failure injection are unknown here. Per-VMA locks are not modelled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import gup, madvise_walk, memory_zap, rmap, swap_state, vma
+from emulator.mm import gup, khugepaged, madvise_walk, memory_zap, rmap, swap_state, vma
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -43,6 +43,7 @@ from emulator.uapi import (
     EOPNOTSUPP,
     EPERM,
     MADV_COLD,
+    MADV_COLLAPSE,
     MADV_DODUMP,
     MADV_DOFORK,
     MADV_DONTDUMP,
@@ -106,7 +107,8 @@ def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int)
     if area.vm_flags & (VM_PFNMAP | VM_LOCKED | VM_HUGETLB):
         return -EINVAL
     if advice == MADV_DONTNEED:
-        memory_zap.zap_page_range_single(area, start, end - start)
+        reclaim_pt = area.vm_mm.machine.profile.pt_reclaim
+        memory_zap.zap_page_range_single(area, start, end - start, reclaim_pt=reclaim_pt)
         return 0
     if not vma.vma_is_anonymous(area):
         return -EINVAL
@@ -186,12 +188,18 @@ def can_madvise_modify(area: VmAreaStruct, advice: int) -> bool:
 
 def madvise_vma_behavior(
     prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, advice: int
-) -> VmAreaStruct | int:
-    """Apply the advice to the part [start, end) of one VMA. The VMA that holds it afterwards, or -errno."""
+) -> VmAreaStruct | int | None:
+    """Apply the advice to the part [start, end) of one VMA. The VMA that holds it afterwards, or -errno.
+
+    None: done, but mmap_lock was dropped meanwhile, and no VMA is known any more.
+    """
     if not can_madvise_modify(area, advice):
         return -EPERM
     if advice in VMA_FLAGS:
         return madvise_update_vma(prev, area, start, end, advice)
+    if advice == MADV_COLLAPSE:
+        error, lock_dropped = khugepaged.madvise_collapse(area, start, end)
+        return error or (None if lock_dropped else area)
     if advice in (MADV_DONTNEED, MADV_FREE):
         error = madvise_dontneed_free(area, start, end, advice)
     elif advice in (MADV_PAGEOUT, MADV_COLD):
@@ -225,11 +233,12 @@ def madvise_walk_vmas(mm: MmStruct, start: int, end: int, advice: int) -> int:
             start = area.vm_start
             if start >= end:
                 return unmapped_error
-        changed = madvise_vma_behavior(prev, area, start, min(area.vm_end, end), advice)
+        stop = min(area.vm_end, end)
+        changed = madvise_vma_behavior(prev, area, start, stop, advice)
         if isinstance(changed, int):
             return changed
         prev = changed
-        start = changed.vm_end
+        start = stop if changed is None else changed.vm_end
         if start >= end:
             return unmapped_error
         area = mm.mm_mt.find(start)
@@ -240,7 +249,7 @@ def known_advice(mm: MmStruct, advice: int) -> bool:
         return False
     return advice in VMA_FLAGS or advice in (
         MADV_REMOVE, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT,
-        MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
+        MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_COLLAPSE,
     )  # fmt: skip
 
 
@@ -248,7 +257,8 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     """madvise(2) on [start, start+length), bytes; the length is rounded up to pages. 0 or -errno.
 
     -EINVAL: unknown advice, unaligned start, wrong kind of VMA; -ENOMEM: holes, or out of memory in a walk;
-    -EAGAIN: out of memory for VMAs; -EPERM: sealed; -EFAULT: populating past a file or a guard.
+    -EAGAIN: out of memory for VMAs; -EPERM: sealed; -EFAULT: populating past a file or a guard. What a collapse
+    says stands in ``khugepaged.ERRNO``.
     """
     size = page_align(length)
     if not known_advice(mm, advice) or start & ~PAGE_MASK or start + size >= ADDRESS_SPACE:

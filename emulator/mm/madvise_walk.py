@@ -213,12 +213,14 @@ def install_guards(mm: MmStruct, start: int, end: int) -> int:
     addr = start
     while addr < end:
         stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
-        table = pgtable_generic.alloc_table(mm, addr, LEVEL_PTE)
+        allocated = pgtable_generic.alloc_table(mm, addr, LEVEL_PTE)
+        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
+        pmd_slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
+        if pmd is None or allocated is None:
+            return POPULATED if pmd is not None and pmd.entries.get(pmd_slot, 0) else -ENOMEM
+        table = pagewalk.pte_offset_map_lock(pmd, pmd_slot)
         if table is None:
-            pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
-            huge = pmd is not None and pmd.entries.get(pgtable_generic.slot_of(mm, addr, LEVEL_PMD), 0)
-            return POPULATED if huge else -ENOMEM
-        table.ptl.lock()
+            continue  # freed again by whoever emptied it
         first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
         for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
             entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]

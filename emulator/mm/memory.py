@@ -31,11 +31,12 @@ from emulator.mm_types import VM_MAYWRITE, VM_SHARED, VM_WRITE, Folio, MmStruct,
 FAULT_FLAG_WRITE: Final = 1
 FAULT_FLAG_INSTRUCTION: Final = 2
 FAULT_FLAG_UNSHARE: Final = 4  # break the sharing of a page without making it writable (GUP)
+FAULT_FLAG_ALLOW_RETRY: Final = 8  # rather drop mmap_lock and give up than wait for a folio lock under it
 
 VM_FAULT_OOM: Final = 1
 VM_FAULT_SIGBUS: Final = 2
 VM_FAULT_SIGSEGV: Final = 4
-VM_FAULT_RETRY: Final = 8  # a migration entry: drop mmap_lock, then migration_entry_wait
+VM_FAULT_RETRY: Final = 8  # a migration entry: drop mmap_lock, then migration_entry_wait (see also ALLOW_RETRY)
 VM_FAULT_FALLBACK: Final = 16  # internal: no huge page, go on with small ones
 VM_FAULT_NOPAGE: Final = 32  # internal: somebody else was faster, the access is tried again
 _PUBLIC: Final = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV | VM_FAULT_RETRY

@@ -135,6 +135,19 @@ def swap_in_past_the_cache(vmf: memory.VmFault, swap_slot: int) -> int:
     return 0
 
 
+def folio_lock_or_retry(vmf: memory.VmFault, folio: Folio) -> bool:
+    """Lock the folio. False, only with ALLOW_RETRY: somebody had it, and was waited for without mmap_lock."""
+    if not vmf.flags & memory.FAULT_FLAG_ALLOW_RETRY:
+        folio.lock.lock()
+        return True
+    if folio.lock.trylock():
+        return True
+    vmf.vma.vm_mm.mmap_lock.up_read()
+    folio.lock.lock()
+    folio.lock.unlock()
+    return False
+
+
 def do_swap_page(vmf: memory.VmFault) -> int:
     """The entry was not present when it was read. Bring a swapped-out page back; VM_FAULT_RETRY for migration."""
     orig = vmf.orig_pte
@@ -158,7 +171,9 @@ def do_swap_page(vmf: memory.VmFault) -> int:
         vmf.table.ptl.unlock()
         return memory.VM_FAULT_OOM
     m.sched.point("fault.swap_folio_found")
-    folio.lock.lock()
+    if not folio_lock_or_retry(vmf, folio):
+        swap.folio_put(m, folio)
+        return memory.VM_FAULT_RETRY
     m.sched.point("fault.folio_locked")
     if not swap_state.folio_matches_swap_entry(folio, swap_slot) or not memory.pte_lock_same(vmf):
         if folio.swapcache:

@@ -1,6 +1,6 @@
 """Unmapping ranges and freeing page tables: the zap half of mm/memory.c.
 
-``madvise(MADV_DONTNEED)`` may leave a table empty; the kernel may free it then, here it stays.
+``madvise(MADV_DONTNEED)`` frees a table that it has emptied as a whole (mm/pt_reclaim.c).
 """
 
 from __future__ import annotations
@@ -62,11 +62,13 @@ def zap_pte_range(
     addr: int,
     end: int,
     drop_markers: bool,
+    reclaim_pt: bool,
 ) -> None:
-    """[addr, end), which one PTE table translates."""
+    """[addr, end), which one PTE table translates. ``reclaim_pt``: free the table if that empties all of it."""
     table = pagewalk.pte_offset_map_lock(pmd, slot)
     if table is None:
         return
+    reclaim_pt = reclaim_pt and end - addr == gather.mm.machine.geometry.pmd_size
     point = gather.mm.machine.sched.point
     entries = table.entries
     if entries:
@@ -78,11 +80,38 @@ def zap_pte_range(
                 zap_present_pte(gather, vma, table, first + i, addr + (i << PAGE_SHIFT), pte)
             elif pte:
                 zap_nonpresent_pte(gather, vma, table, first + i, pte, drop_markers)
-    table.ptl.unlock()
+    if not reclaim_pt or entries:
+        table.ptl.unlock()
+    elif pmd.ptl.owner is None:  # against the order of the locks, so not waited for
+        pmd.ptl.lock()
+        pmd.set(slot, 0)
+        pmd.ptl.unlock()
+        table.ptl.unlock()
+    else:
+        table.ptl.unlock()
+        point("zap.table_empty")
+        try_to_free_pte(pmd, slot)
+
+
+def try_to_free_pte(pmd: PageTable, slot: int) -> None:
+    """Free the table of PTEs in that slot if it is (still) empty."""
+    pmd.ptl.lock()
+    table = pmd.entries.get(slot, 0)
+    if isinstance(table, PageTable):
+        table.ptl.lock()
+        if not table.entries:
+            pmd.set(slot, 0)
+        table.ptl.unlock()
+    pmd.ptl.unlock()
 
 
 def unmap_page_range(
-    gather: mmu_gather.MmuGather, vma: VmAreaStruct, start: int, end: int, drop_markers: bool
+    gather: mmu_gather.MmuGather,
+    vma: VmAreaStruct,
+    start: int,
+    end: int,
+    drop_markers: bool,
+    reclaim_pt: bool = False,
 ) -> None:
     """Unmap [start, end) of one VMA into the gather."""
     size = vma.vm_mm.machine.geometry.pmd_size
@@ -93,7 +122,7 @@ def unmap_page_range(
                     continue
             else:
                 huge_memory.split_huge_pmd(vma, pmd, slot, addr)
-        zap_pte_range(gather, vma, pmd, slot, addr, stop, drop_markers)
+        zap_pte_range(gather, vma, pmd, slot, addr, stop, drop_markers, reclaim_pt)
 
 
 def unmap_vmas(mm: MmStruct, vmas: list[VmAreaStruct], start: int, end: int) -> None:
@@ -106,12 +135,15 @@ def unmap_vmas(mm: MmStruct, vmas: list[VmAreaStruct], start: int, end: int) -> 
     mmu_gather.tlb_flush_mmu(gather)
 
 
-def zap_page_range_single(vma: VmAreaStruct, start: int, size: int) -> None:
-    """Unmap ``size`` bytes of one VMA (MADV_DONTNEED); guard markers stay. mmap_lock may be held for reading."""
+def zap_page_range_single(vma: VmAreaStruct, start: int, size: int, *, reclaim_pt: bool = False) -> None:
+    """Unmap ``size`` bytes of one VMA; guard markers stay. mmap_lock may be held for reading.
+
+    ``reclaim_pt``: free tables that are empty then (MADV_DONTNEED).
+    """
     gather = mmu_gather.MmuGather(vma.vm_mm)
     last = min(vma.vm_end, start + size)
     if start < last:
-        unmap_page_range(gather, vma, max(vma.vm_start, start), last, False)
+        unmap_page_range(gather, vma, max(vma.vm_start, start), last, False, reclaim_pt)
     mmu_gather.tlb_flush_mmu(gather)
 
 

@@ -14,6 +14,16 @@ POINTS: Final[dict[str, str]] = {
     "anon_vma.found": "a VMA is to become faulted: an anon_vma is chosen, its lock not taken",
     "anon_vma.prepared": "a VMA has become faulted",
     "anon_vma.unlinked": "a VMA has left the rmap; anon_vmas that nobody needs are not freed yet",
+    # collapsing small pages into a huge one
+    "collapse.before_write_lock": "the range may still be collapsed; mmap_lock is to be taken for writing",
+    "collapse.copied": "the contents are in the huge page, the old pages still isolated; mmap_lock is held for writing",
+    "collapse.isolated": "every page is locked and off the LRU, nothing is mapped; the anon_vma lock is dropped",
+    "collapse.next_range": "one range is done with, mmap_lock dropped; the next is to be looked at",
+    "collapse.page_isolated": "one page is locked and off the LRU, under the lock of the table that is to go",
+    "collapse.page_released": "an old page is unlocked and on the LRU again; its mapping is still counted",
+    "collapse.pmd_cleared": "the table of the small pages is out of reach and flushed, no page looked at",
+    "collapse.swapped_in": "what was swapped out in the range is mapped again, mmap_lock held for reading",
+    "collapse.unlocked": "the range may be collapsed; mmap_lock is dropped, no huge page allocated yet",
     # page faults
     "fault.begin": "an access has faulted, mmap_lock is not taken",
     "fault.end": "the fault is handled and mmap_lock dropped; the access is tried again",
@@ -117,4 +127,5 @@ POINTS: Final[dict[str, str]] = {
     "zap.pmd_cleared": "the entry of a huge page is cleared, its mapping still counted",
     "zap.pte_cleared": "an entry is cleared, its mapping still counted",
     "zap.pte_locked": "the page-table lock is held",
+    "zap.table_empty": "a table has no entry left and may be freed; no lock is held",
 }

@@ -13,6 +13,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 from emulator.uapi import (
+    MADV_COLLAPSE,
     MADV_DONTNEED,
     MADV_HUGEPAGE,
     MADV_NOHUGEPAGE,
@@ -281,6 +282,7 @@ class Generator:
             return self._mremap(sketch, proc, near)
         if kind == "exit":
             return () if len(sketch.labels.living) > 1 or self.rng.random() < 0.05 else None
+        rng = self.rng
         args: list[int] = []
         pages: tuple[int, int] | None = None
         for _, domain in OPS[kind].args:
@@ -293,6 +295,8 @@ class Generator:
             if value is None:
                 return None
             args.append(value)
+        if kind == "madvise" and args[2] == MADV_COLLAPSE and rng.random() < 0.8:
+            args[:2] = self.places.whole_huge(args[0], args[1])
         return tuple(args)
 
     def _arg(self, domain: Domain, kind: str, sketch: Sketch, proc: int, near: range | None) -> int | None:
@@ -305,7 +309,8 @@ class Generator:
             return rng.choice((0, PROT_READ, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, 7))
         if domain is Domain.ADVICE:
             return rng.choice(
-                (MADV_DONTNEED, MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE)
+                (MADV_DONTNEED, MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+                 MADV_COLLAPSE)
             )
         if domain is Domain.GUP_FLAGS:
             return rng.choice(

@@ -120,6 +120,12 @@ class Places:
         start = max(start, 0)
         return start, min(end, self.arena) - start
 
+    def whole_huge(self, page: int, length: int) -> tuple[int, int]:
+        """The range widened to whole huge pages."""
+        start = page - page % self.huge
+        end = page + max(length, 1)
+        return start, min(end + -end % self.huge, self.arena) - start
+
     def hole(self, sketch: Sketch, proc: int, length: int) -> int:
         """Where to map: against something that is mapped, or in a window."""
         rng = self.rng

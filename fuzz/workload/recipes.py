@@ -177,6 +177,19 @@ _TEXTS: Final[dict[str, str]] = {
         write addr=a+n+m+m at=0
         mremap addr=a old_len=n+n+m+m new_len=n+n+m+m flags=maymove|fixed|x new_addr=d
     """,
+    "small pages, collapsed": """
+        mmap addr=H len=h+h prot=rw flags=private|fixed
+        write addr=H+j at=0
+        write addr=H at=1
+        madvise addr=H len=h advice=collapse
+    """,
+    "small pages, shared with a child and collapsed by it": """
+        mmap addr=H len=h prot=rw flags=private|fixed
+        write addr=H+j at=0
+        fork child=c
+        c: madvise addr=H len=h advice=collapse
+        c: write addr=H+j at=1
+    """,
     "a whole page table, moved": """
         mmap addr=H len=h prot=rw flags=private|fixed
         write addr=H at=0

@@ -12,6 +12,7 @@ from random import Random
 from typing import Final
 
 from emulator.sched.points import POINTS
+from emulator.uapi import MADV_COLLAPSE
 from emulator.workload import SCHEDULE_MAX, Op, Switch
 from fuzz.workload.domains import ANY, END, NTH_MAX, is_point
 
@@ -24,6 +25,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "mremap": (("relocate",), ("munmap", "zap", "merge", "anon_vma", "thp", "rmap")),
     "mprotect": ((), ("merge", "anon_vma", "thp", "rmap")),
     "madvise": (("zap", "reclaim"), ("unmap", "merge", "anon_vma", "thp", "rmap")),
+    "collapse": ((), ("fault", "swapin")),  # madvise, but no advice else does anything like it
     "fork": ((), ("anon_vma", "thp", "rmap")),
     "exit": ((), ("zap", "thp", "anon_vma", "rmap")),
     "read": (("fault",), ("swapin", "thp", "rmap")),
@@ -43,6 +45,11 @@ _LONG_FIRST: Final = 0.6
 _DESIGN: Final = 0.7  # of the stops of an mremap are at points that only a design has
 
 
+def way_of(op: Op) -> str:
+    """The key of ``AREAS`` for an op: its kind, or what it is about."""
+    return "collapse" if op.kind == "madvise" and op.args[2] == MADV_COLLAPSE else op.kind
+
+
 class Schedules:
     """Draws schedules over a given set of preemption points, by default all of the emulator's."""
 
@@ -53,7 +60,7 @@ class Schedules:
         self._by_kind = _points_by_kind(self.points)
 
     def points_of(self, kind: str) -> tuple[str, ...]:
-        """The points that an op of this kind can pass."""
+        """The points that an op of this kind (a key of ``AREAS``) can pass."""
         own, passed = self._by_kind.get(kind, ((), ()))
         return own + passed
 
@@ -85,7 +92,7 @@ class Schedules:
         number = rng.randrange(len(ops)) if op is None else op
         if rng.random() < 0.15:
             return Switch(number, END, 1)
-        point = self.point(rng, ops[number].kind)
+        point = self.point(rng, way_of(ops[number]))
         return Switch(number, point, self.nth(rng, point))
 
     def draw(self, rng: Random, ops: tuple[Op, ...]) -> tuple[Switch, ...]:
@@ -110,7 +117,7 @@ class Schedules:
         return tuple(switches[:SCHEDULE_MAX])
 
     def _stop(self, rng: Random, ops: tuple[Op, ...], number: int) -> Switch:
-        point = self.point(rng, ops[number].kind)
+        point = self.point(rng, way_of(ops[number]))
         return Switch(number, point, self.nth(rng, point))
 
     def mutate(self, rng: Random, ops: tuple[Op, ...], schedule: tuple[Switch, ...]) -> tuple[Switch, ...]:

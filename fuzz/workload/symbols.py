@@ -34,6 +34,7 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("hugepage", uapi.MADV_HUGEPAGE),
         ("nohugepage", uapi.MADV_NOHUGEPAGE),
         ("pageout", uapi.MADV_PAGEOUT),
+        ("collapse", uapi.MADV_COLLAPSE),
     ),
     Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(FILES_MAX))),
 }

@@ -16,7 +16,7 @@ from fuzz.workload.domains import ANY, END, all_ops
 from fuzz.workload.generate import COMPANIONS, WEIGHTS, Generator
 from fuzz.workload.recipes import RECIPES, Recipe, expand
 from fuzz.workload.repair import is_valid
-from fuzz.workload.schedules import AREAS, Schedules
+from fuzz.workload.schedules import AREAS, Schedules, way_of
 from fuzz.workload.sketch import Sketch
 from fuzz.workload.text import from_text
 from fuzz.workload.wire import encode
@@ -67,7 +67,7 @@ def test_everything_is_drawn() -> None:
     assert any(len(step.ops) == COLLISION_OPS_MAX for step in collisions)
     assert WEIGHTS.keys() == OPS.keys()
     assert COMPANIONS.keys() == OPS.keys() - {"exit"}
-    assert AREAS.keys() == OPS.keys()
+    assert AREAS.keys() == OPS.keys() | {"collapse"}
 
 
 def test_shares() -> None:
@@ -143,6 +143,14 @@ def test_operations_meet() -> None:
     assert count["home"] / count["moved"] > 0.06
 
 
+def test_collapses_of_whole_huge_pages() -> None:
+    """Most of them ask for ranges that can be collapsed, as others are refused at once."""
+    huge = GEOMETRIES[MANY[0].geometry].hpage_pmd_nr
+    asked = [op for workload in MANY for op in all_ops(workload) if way_of(op) == "collapse"]
+    whole = [op for op in asked if op.args[1] and not (op.args[0] % huge or op.args[1] % huge)]
+    assert len(whole) > 0.7 * len(asked) > 20
+
+
 def test_swarm() -> None:
     """Workloads differ in what they are made of: each kind but the central ones is often left out."""
     for kind in ("fork", "gup_fast", "reclaim", "munmap"):
@@ -158,7 +166,7 @@ def test_schedules_suit_their_ops() -> None:
             for switch in step.schedule:
                 if switch.point in (ANY, END):
                     continue
-                kind = step.ops[switch.op].kind
+                kind = way_of(step.ops[switch.op])
                 own, passed = AREAS[kind]
                 if switch.point.split(".")[0] in (*own, *passed, kind):
                     suits += 1
@@ -171,7 +179,7 @@ def test_schedules_suit_their_ops() -> None:
 def test_the_emulators_points() -> None:
     """By default schedules name the emulator's own points, and each is a point that some op can pass."""
     schedules = Schedules()
-    passed = {point for kind in OPS for point in schedules.points_of(kind)}
+    passed = {point for kind in AREAS for point in schedules.points_of(kind)}
     assert passed == set(POINTS)
     workload = Generator(Random(2)).generate(40)
     named = {s.point for step in workload.steps for s in step.schedule} - {ANY, END}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,8 +15,10 @@ from emulator.designs.relocate_anon_series import RelocateAnonSeries
 from emulator.geometry import PAGE_SIZE
 from emulator.image import KernelImage
 from emulator.uapi import (
+    EAGAIN,
     EFAULT,
     EINVAL,
+    MADV_COLLAPSE,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     MREMAP_MUST_RELOCATE_ANON,
@@ -107,3 +110,38 @@ def test_refusal_that_loses_pages(lost: int, beside: bool) -> None:
     steps.append(Step((refused, Op("read", 1, (0,)))) if beside else Step((refused,)))
     found = Judge(image, KernelImage(Mainline)).run(Workload("small8", tuple(steps))).findings
     assert [f.oracle for f in found] == ["collision" if beside else "specification"]
+
+
+def never_collapses(*args: object) -> tuple[int, bool]:
+    return -EAGAIN, False
+
+
+class NeverCollapses(Mainline):
+    """MADV_COLLAPSE always meets somebody who uses a page."""
+
+    name = "never-collapses"
+    replaces: ClassVar[dict[str, Callable[..., object]]] = {"khugepaged.madvise_collapse": never_collapses}
+
+
+def test_a_collapse_may_fail_on_one_of_the_two() -> None:
+    """Contents are the same either way. Sharing is not compared from then on: the copies share nothing."""
+    workload = Workload(
+        "small4",
+        tuple(
+            Step((op,))
+            for op in (
+                Op("mmap", 0, (0, 4, 3, 0x12, 0, 0)),
+                Op("write", 0, (0, 0)),
+                Op("fork", 0, (1,)),
+                Op("madvise", 0, (0, 4, MADV_COLLAPSE)),
+                Op("munmap", 0, (1, 3)),
+                Op("migrate", 0, (0,)),  # splits the huge page
+                Op("read", 0, (0,)),
+            )
+        ),
+    )
+    verdict = Judge(KernelImage(Mainline), KernelImage(NeverCollapses)).run(workload)
+    assert verdict.findings == ()
+    assert verdict.outcomes[3][0].ret == 0
+    assert verdict.outcomes[5][0].ret == 1
+    assert not any(folio.order for folio in verdict.machine.phys.live.values())

@@ -13,7 +13,9 @@ from emulator.uapi import (
     EINVAL,
     ENOMEM,
     EOPNOTSUPP,
+    EPERM,
     ESRCH,
+    MADV_COLLAPSE,
     MADV_DONTNEED,
     MADV_HUGEPAGE,
     MADV_PAGEOUT,
@@ -237,6 +239,25 @@ def test_madvise(bench: Bench) -> None:
     bench.do("madvise", 10, 3, MADV_DONTNEED, ret=-ENOMEM)
     assert bench.content(10) == bench.content(12) == ()
     assert bench.refuses("madvise", 10, 1, MADV_DONTNEED, ret=-ENOMEM)
+
+
+@pytest.mark.parametrize(
+    ("pages", "allowed"),
+    [
+        (1, (0, -EINVAL, -EAGAIN, -EBUSY)),
+        (2, (-ENOMEM, -EINVAL, -EAGAIN, -EBUSY)),  # a hole: not success
+    ],
+)
+def test_collapse(bench: Bench, pages: int, allowed: tuple[int, ...]) -> None:
+    """It may fail for what nobody sees, and changes no contents."""
+    bench.map(10, 1)
+    bench.do("write", 10, 0)
+    before = bench.content(10)
+    for ret in allowed:
+        bench.do("madvise", 10, pages, MADV_COLLAPSE, ret=ret)
+    assert bench.content(10) == before
+    for ret in {0, -ENOMEM, -EPERM}.difference(allowed):
+        assert bench.refuses("madvise", 10, pages, MADV_COLLAPSE, ret=ret)
 
 
 def test_what_it_does_not_know_is_our_mistake(bench: Bench) -> None:

@@ -15,7 +15,9 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    MADV_COLLAPSE,
     MADV_DOFORK,
+    MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
@@ -185,11 +187,21 @@ def protect_what_nobody_touched(profile: Profile) -> object:
     return charged, world.layout()
 
 
-def advise_guards(profile: Profile) -> object:
-    """MADV_GUARD_INSTALL and _REMOVE on ordinary memory."""
+def collapse_what_was_dropped(profile: Profile) -> object:
+    """MADV_COLLAPSE of a range after MADV_DONTNEED of all of it: it needs page tables to begin with."""
     world = World(profile=profile)
-    world.mmap(0, 1)
-    return [world.do("madvise", 0, 1, advice) for advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)]
+    world.mmap(0, 8)
+    world.write(0)
+    world.do("madvise", 0, 8, MADV_DONTNEED)
+    return world.do("madvise", 0, 8, MADV_COLLAPSE)
+
+
+def advise_what_is_new(profile: Profile) -> object:
+    """MADV_GUARD_INSTALL, _REMOVE and MADV_COLLAPSE on ordinary memory."""
+    world = World(profile=profile)
+    world.mmap(0, 8)
+    world.write(1)
+    return [world.do("madvise", 0, 8, advice) for advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_COLLAPSE)]
 
 
 def let_special_mappings_fork(profile: Profile) -> object:
@@ -414,9 +426,10 @@ RULES: Final = {
     ),
     "split_maps_zero_page": Rule(split_a_huge_page, {True: [True, True], False: [False, False]}),
     "swap_freed_before_mapping": Rule(swap_in_for_a_write, {True: False, False: True}),
+    "pt_reclaim": Rule(collapse_what_was_dropped, {True: -EINVAL, False: 0}),
     "advice_unknown": Rule(
-        advise_guards,
-        {(): [0, 0], (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE): [-EINVAL, -EINVAL]},
+        advise_what_is_new,
+        {(): [0, 0, 0], (MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE): [-EINVAL] * 3},
     ),
     "dofork_refused": Rule(let_special_mappings_fork, {VM_IO: [0, -EINVAL], VM_SPECIAL: [-EINVAL, -EINVAL]}),
     "ksm_per_process": Rule(merge_for_the_process, {True: (0, True), False: (-EINVAL, False)}),
