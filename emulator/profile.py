@@ -14,6 +14,7 @@ import re
 from typing import Final, NamedTuple
 
 from emulator.errors import UsageError
+from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.uapi import MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
 
@@ -29,6 +30,7 @@ class Profile(NamedTuple):
     mmap_min_addr: int = 65536  # bytes
     rlimit_stack: int = 8 << 20  # bytes
     rlimit_memlock: int = 8 << 20  # bytes
+    cap_ipc_lock: bool = True  # CAP_IPC_LOCK, as root has: rlimit_memlock does not bind
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
     swap_synchronous: bool = False  # swap on zram (SWP_SYNCHRONOUS_IO)
@@ -134,6 +136,11 @@ class Profile(NamedTuple):
     clone_reverses_chain: bool = False
     # fork allocates an anon_vma before it knows whether it needs one: since 7.0, the same series.
     fork_allocates_first: bool = False
+
+    @property
+    def memlock_pages(self) -> int | None:
+        """How many pages a process may lock; None: as many as it likes."""
+        return None if self.cap_ipc_lock else self.rlimit_memlock >> PAGE_SHIFT
 
 
 PROFILES: Final[dict[str, Profile]] = {

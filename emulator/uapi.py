@@ -32,6 +32,11 @@ MREMAP_DONTUNMAP: Final = 4
 MREMAP_RELOCATE_ANON: Final = 8  # proposed (June 2025), refused by mainline
 MREMAP_MUST_RELOCATE_ANON: Final = 16  # likewise
 
+MLOCK_ONFAULT: Final = 1
+MCL_CURRENT: Final = 1
+MCL_FUTURE: Final = 2
+MCL_ONFAULT: Final = 4
+
 MADV_NORMAL: Final = 0
 MADV_RANDOM: Final = 1
 MADV_SEQUENTIAL: Final = 2

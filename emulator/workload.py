@@ -39,6 +39,8 @@ class Domain(Enum):
     NEW_PIN = "new_pin"  # label of a pin or reference this op makes
     PIN = "pin"  # label of an existing one
     GUP_FLAGS = "gup_flags"  # GUP_* bits
+    MLOCK2_FLAGS = "mlock2_flags"  # MLOCK_* bits, and one that does not exist
+    MCL_FLAGS = "mcl_flags"  # MCL_* bits
 
 
 # get_user_pages flags (include/linux/mm_types.h FOLL_*), as far as the model tells them apart.
@@ -117,6 +119,17 @@ OPS: Final[dict[str, OpSpec]] = {
         16, (("addr", Domain.PAGE),), "kernel: bring the swap entry's page into the swap cache, unmapped"
     ),
     "migrate": OpSpec(17, (("addr", Domain.PAGE),), "kernel: migrate the folio mapped there"),
+    "mlock": OpSpec(18, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "lock, and fault in"),
+    "munlock": OpSpec(19, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "unlock"),
+    "mlock2": OpSpec(
+        20,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("flags", Domain.MLOCK2_FLAGS)),
+        "lock; with ONFAULT pages are faulted in when they are touched",
+    ),
+    "mlockall": OpSpec(
+        21, (("flags", Domain.MCL_FLAGS),), "lock all that is mapped (CURRENT), all that will be (FUTURE)"
+    ),
+    "munlockall": OpSpec(22, (), "unlock all, and what comes"),
 }
 
 OP_BY_CODE: Final[dict[int, str]] = {spec.code: kind for kind, spec in OPS.items()}

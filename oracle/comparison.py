@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_SHARED
+from emulator.mm_types import VM_SHARED
 from oracle.contents import LANE, pack
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY, Observer
+from oracle.specification_page import SHOWN
 from oracle.visible import UNKNOWN, Difference, Visible
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY
 _OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin"))
 _OF_PINS = frozenset(("write", "pin_write", "gup_fast", "gup_slow"))
 _NO_FRAMES: frozenset[int] = frozenset()
-_ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap"))
+_ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock"))
+_ON_ALL = frozenset(("mlockall", "munlockall"))
 
 
 class VisibleOracle:
@@ -60,6 +62,8 @@ class VisibleOracle:
             elif kind in _ON_RANGES:
                 for start, length in spans_of(op, outcome.ret):
                     pages.update(dict.fromkeys(range(start, start + length), UNKNOWN))
+            elif kind in _ON_ALL:
+                self._add_mapped(op.proc, pages)
         for op in ops:
             if op.kind == "fork":
                 self._add_child(op.proc, table.setdefault(op.args[0], {}), table)
@@ -84,13 +88,17 @@ class VisibleOracle:
 
     def _add_child(self, parent: int, pages: dict[int, int], table: Table) -> None:
         """A child is compared wherever its parent has, or may have had, something mapped."""
+        self._add_mapped(parent, pages)
+        pages.update(dict.fromkeys(table[parent], UNKNOWN))
+
+    def _add_mapped(self, label: int, pages: dict[int, int]) -> None:
+        """Every page that the machine maps in the process."""
         first = self._first
-        mm = self._observer.machine.procs.get(parent)
+        mm = self._observer.machine.procs.get(label)
         if mm is not None:
             for vma in mm.mm_mt:
                 span = range((vma.vm_start >> PAGE_SHIFT) - first, (vma.vm_end >> PAGE_SHIFT) - first)
                 pages.update(dict.fromkeys(span, UNKNOWN))
-        pages.update(dict.fromkeys(table[parent], UNKNOWN))
 
     def everything(self, spec: Specification) -> Table:
         """All pages of all processes, mapped in the machine or in the specification (``observe_everything`` first)."""
@@ -120,27 +128,27 @@ class VisibleOracle:
         find = mm.mm_mt.find
         entry_at = self.view.entry
         suspects: list[tuple[int, int]] = []
-        low = high = 0  # [low, high) bytes: a VMA or, with prot -1, a hole
-        prot = -1
+        low = high = 0  # [low, high) bytes: a VMA or, with flags -1, a hole
+        flags = -1
         backing: tuple[bool, int, int] | None = None  # of the VMA: shared, file, file page of arena page 0
         for number, entry in numbers.items():
             address = number + first << PAGE_SHIFT
             if not low <= address < high:
                 vma = find(address)
                 if vma is None:
-                    low, high, prot = address, 1 << 64, -1
+                    low, high, flags = address, 1 << 64, -1
                 elif vma.vm_start > address:
-                    low, high, prot = address, vma.vm_start, -1
+                    low, high, flags = address, vma.vm_start, -1
                 else:
                     low, high = vma.vm_start, vma.vm_end
-                    prot = vma.vm_flags & VM_ACCESS_FLAGS
+                    flags = vma.vm_flags & SHOWN
                     backing = None
                     if vma.vm_file is not None:
                         origin = vma.vm_pgoff - (low >> PAGE_SHIFT) + first
                         backing = (vma.vm_flags & VM_SHARED != 0, vma.vm_file.label, origin)
             page = pages.get(number)
-            if page is None or page.prot != prot:
-                if prot != -1 or page is not None:
+            if page is None or page.flags != flags:
+                if flags != -1 or page is not None:
                     suspects.append((number, entry))
                 continue
             if entry == UNKNOWN:
@@ -169,6 +177,8 @@ class VisibleOracle:
         whole = self._whole(spec)
         if whole is not None:
             return whole, -1, -1
+        if spec.unsettled:
+            _add_unsettled(spec, table)
         for label, numbers in table.items():
             for number, entry in self.suspects(spec, label, numbers):
                 difference = self.view.difference(spec, label, number, entry)
@@ -199,6 +209,8 @@ class VisibleOracle:
         whole = self._whole(spec) if not single or single in _OF_LABELS else None
         if whole is not None:
             found.append(_finding(whole, step, ops, ()))
+        if spec.unsettled:
+            _add_unsettled(spec, table)
         for label, numbers in table.items():
             for number, entry in self.suspects(spec, label, numbers):
                 difference = self.view.difference(spec, label, number, entry)
@@ -264,6 +276,13 @@ class VisibleOracle:
                 got = self.view.content(vma, address, self.view.entry(mm, address))
                 if _is_copy(got, spec.content(page), stores):
                     self.view.take_content(spec, label, number)
+
+
+def _add_unsettled(spec: Specification, table: Table) -> None:
+    """What the specification left open is settled by looking at it."""
+    for label, number in spec.unsettled:
+        table.setdefault(label, {}).setdefault(number, UNKNOWN)
+    spec.unsettled.clear()
 
 
 def _is_copy(got: int, want: int, stores: list[tuple[int, int]]) -> bool:

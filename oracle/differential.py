@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.uapi import MADV_COLLAPSE, MAP_FIXED, MREMAP_MAYMOVE, result_name
+from emulator.mm_types import VM_LOCKED
+from emulator.uapi import (
+    MADV_COLLAPSE,
+    MAP_FIXED,
+    MAP_LOCKED,
+    MAP_POPULATE,
+    MREMAP_DONTUNMAP,
+    MREMAP_MAYMOVE,
+    result_name,
+)
 from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
 from oracle.leaves import KIND_SWAP, leaf_key
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
 
 _SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY | {"unpin", "pin_write"}
 _PLACES = frozenset(("mmap", "mremap"))
+LOCKS = frozenset(("mlock", "mlock2", "munlock", "mlockall", "munlockall"))
 
 
 
@@ -80,6 +90,19 @@ def best_effort(op: Op) -> bool:
     return op.kind == "madvise" and op.args[2] == MADV_COLLAPSE
 
 
+def _locked(mm: MmStruct) -> list[int]:
+    """The ends of the ranges that are locked, however many VMAs they are."""
+    ends: list[int] = []
+    for vma in mm.mm_mt:
+        if vma.vm_flags & VM_LOCKED:
+            if ends and ends[-1] == vma.vm_start:
+                ends.pop()
+            else:
+                ends.append(vma.vm_start)
+            ends.append(vma.vm_end)
+    return ends
+
+
 def for_reference(op: Op, added: int) -> Op:
     """The op as the reference gets it: no injected failure, none of the flags that the design has ``added``.
 
@@ -116,10 +139,26 @@ class DifferentialOracle:
         self._sharing_open = False  # which pages share memory may differ from now on
         self.detached = ""
 
+    def _other_locks(self, op: Op) -> bool:
+        """Did DONTUNMAP unlock more on one side, where the VMA that keeps the old place reaches further?"""
+        if op.kind != "mremap" or not op.args[3] & MREMAP_DONTUNMAP:
+            return False
+        mine, other = self._machine.procs.get(op.proc), self._reference.procs.get(op.proc)
+        return mine is not None and other is not None and _locked(mine) != _locked(other)
+
     def detach(self, index: int, why: str) -> None:
         """Leave the reference out from step number ``index``."""
         if not self.detached:
             self.detached = f"step {index}: {why}"
+
+    def _populates(self, op: Op) -> bool:
+        """May the op have been faulting in pages, which fails in part and without a word?"""
+        if op.kind in ACCESSES or op.kind in KERNEL_ACTIVITY or op.kind in ("fork", "munmap"):
+            return False
+        if op.kind in LOCKS or (op.kind == "mmap" and op.args[3] & (MAP_POPULATE | MAP_LOCKED)):
+            return True
+        mm = self._machine.procs.get(op.proc)
+        return mm is not None and (mm.locked_vm != 0 or mm.def_flags & VM_LOCKED != 0)
 
     def check(
         self,
@@ -143,8 +182,10 @@ class DifferentialOracle:
             for number in order:
                 outcome = outcomes[number]
                 became = fate.get(number)
-                if outcome.injected and became is None:
-                    became = fate_by_kind(step.ops[number], outcome.ret)
+                if outcome.injected:
+                    became = became or fate_by_kind(step.ops[number], outcome.ret)
+                    if self._populates(step.ops[number]):
+                        became = Fate.OTHER
                 if became is Fate.UNDONE:
                     continue
                 if became is Fate.OTHER:
@@ -157,6 +198,9 @@ class DifferentialOracle:
                         self.detach(index, f"in one order of the collision, {found[0].detail}")
                         return []
                     return found
+                if self._other_locks(op):
+                    self.detach(index, "layouts differ, and DONTUNMAP unlocked other pages")
+                    return []
         except KernelBug as bug:
             self.detach(index, f"the reference stopped: {bug}")
             return []

@@ -142,6 +142,7 @@ class _Run:
                 mremap_flags=machine.image.design.mremap_flags,
                 mremap_checks_first=machine.profile.mremap_checks_first,
                 mremap_moves_several=machine.profile.mremap_moves_several,
+                memlock=machine.profile.memlock_pages,
             )
         )
         self.relocates = bool(machine.image.design.replaces)  # the code as it is cannot relocate anything
@@ -294,7 +295,7 @@ class _Run:
                 done = before.copy()
                 if done.apply(op, outcome, token(index, 0)) is not None:
                     return None  # allowed after a failure only
-            if done.procs == spec.procs:
+            if done.procs == spec.procs and done.settings == spec.settings:
                 fate[0] = Fate.UNDONE if done is before else Fate.DONE
         return refusal
 

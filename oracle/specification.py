@@ -1,10 +1,11 @@
 """The specification: what a process may see, page by page, without VMAs, anon_vmas or page tables.
 
-A ``Page`` has a protection, a backing (None: anonymous; else which page of which file, shared or private) and
-contents: its own, or the file's. fork copies contents, a move carries them, DONTNEED drops them. A page that is
-pinned for writing keeps its contents in a *cell*, which the pin shares, for as long as it stays mapped; so the
-parent of a fork keeps the cell and the child gets a copy. References without FOLL_PIN promise nothing, and what
-is written through one is taken from the machine (``wild``).
+A ``Page`` has flags (its protection, and what else a process can ask of a mapping and see), a backing (None:
+anonymous; else which page of which file, shared or private) and contents: its own, or the file's. fork copies
+contents, a move carries them, DONTNEED drops them. A page that is pinned for writing keeps its contents in a *cell*,
+which the pin shares, for as long as it stays mapped; so the parent of a fork keeps the cell and the child gets a
+copy. References without FOLL_PIN promise nothing, and what is written through one is taken from the machine
+(``wild``).
 
 Where the kernel may choose (an address, which of several errors, one VMA or two) every consistent outcome is
 allowed, and the state follows the outcome. After a failed allocation a call may have been done in part:
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import InternalError
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_NORESERVE
 from emulator.uapi import (
     EAGAIN,
     EBUSY,
@@ -26,33 +28,20 @@ from emulator.uapi import (
     ENOMEM,
     EOPNOTSUPP,
     ESRCH,
-    MADV_COLD,
-    MADV_COLLAPSE,
-    MADV_DODUMP,
-    MADV_DONTDUMP,
-    MADV_DONTNEED,
-    MADV_HUGEPAGE,
-    MADV_NOHUGEPAGE,
-    MADV_NORMAL,
-    MADV_PAGEOUT,
-    MADV_RANDOM,
-    MADV_SEQUENTIAL,
-    MADV_WILLNEED,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
     MAP_TYPE,
     PROT_EXEC,
-    PROT_READ,
     PROT_WRITE,
     SIGBUS,
     SIGSEGV,
-    result_name,
 )
 from emulator.workload import file_token
-from oracle import specification_mremap, specification_pins
+from oracle import specification_lock, specification_madvise, specification_mremap, specification_pins
 from oracle.contents import LANE, pack_data, unpack
 from oracle.specification_page import (
     Backing,
@@ -61,47 +50,47 @@ from oracle.specification_page import (
     Pages,
     PinState,
     Refusal,
+    Settings,
     beyond_file,
     content_difference,
-    erased,
     names,
+    protected,
+    unlocked,
     wrong_result,
 )
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
 
-NO_VISIBLE_EFFECT: Final = frozenset(
-    (MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP,
-     MADV_DODUMP, MADV_COLD, MADV_PAGEOUT)
-)  # fmt: skip
-
-# Why a range cannot be collapsed (now) hangs on page tables and references, which nobody sees; contents never change.
-COLLAPSE_ERRORS: Final = frozenset((-EINVAL, -EAGAIN, -EBUSY))
+NO_SETTINGS: Final = Settings()
 
 
 class Specification:
     """The state of all processes, files and pins. Cheap to copy: pages are immutable and shared by copies."""
 
-    __slots__ = ("cells", "files", "limits", "next_cell", "pins", "procs", "wild")
+    __slots__ = ("cells", "files", "limits", "next_cell", "pins", "procs", "settings", "unsettled", "wild")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.procs: dict[int, Pages] = {0: {}}
+        self.settings: dict[int, Settings] = {}  # of processes that have any
         self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
         self.cells: dict[int, int] = {}
         self.pins: dict[int, PinState] = {}
         self.next_cell = 1
+        self.unsettled: list[tuple[int, int]] = []  # (process, page) that the machine may show in one of two ways
         self.wild: list[int] = []  # pins without a promise that were written through since it was emptied
 
     def copy(self) -> Specification:
         other = Specification.__new__(Specification)
         other.limits = self.limits
         other.procs = {label: dict(pages) for label, pages in self.procs.items()}
+        other.settings = dict(self.settings)
         other.files = dict(self.files)
         other.cells = dict(self.cells)
         other.pins = dict(self.pins)
         other.next_cell = self.next_cell
+        other.unsettled = list(self.unsettled)
         other.wild = list(self.wild)
         return other
 
@@ -134,7 +123,7 @@ class Specification:
         elif page.content is not None and page.content < 0:
             self.cells[-page.content] = content
         else:
-            pages[number] = Page(page.prot, backing, content)
+            pages[number] = Page(page.flags, backing, content)
 
     # ---- one operation
 
@@ -164,7 +153,7 @@ class Specification:
     def _read(self, pages: Pages, op: Op, outcome: Outcome) -> Refusal | None:
         page = pages.get(op.args[0])
         ret = outcome.ret
-        if page is None or not page.prot:
+        if page is None or not page.flags & VM_ACCESS_FLAGS:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
@@ -182,7 +171,7 @@ class Specification:
     def _write(self, pages: Pages, op: Op, ret: int, token: int) -> Refusal | None:
         number, at = op.args
         page = pages.get(number)
-        if page is None or not page.prot & PROT_WRITE:
+        if page is None or not page.flags & PROT_WRITE:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
@@ -193,8 +182,8 @@ class Specification:
 
     def _exec(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
         page = pages.get(op.args[0])
-        if page is None or not page.prot & PROT_EXEC:
-            if ret == SIGBUS and page is not None and page.prot and beyond_file(page):
+        if page is None or not page.flags & PROT_EXEC:
+            if ret == SIGBUS and page is not None and page.flags & VM_ACCESS_FLAGS and beyond_file(page):
                 return None  # which of the two errors comes first is the kernel's choice
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
@@ -207,22 +196,22 @@ class Specification:
         addr, length, prot, flags, file, offset = op.args
         fixed = bool(flags & (MAP_FIXED | MAP_FIXED_NOREPLACE))
         errors = self._mmap_errors(pages, op, fixed)
-        if errors:
-            return None if ret in errors else wrong_result(op, ret, names(errors))
-        if ret < 0:
-            if ret == -ENOMEM and self.may_lack_space(pages, length, anywhere=not fixed):
-                return None
-            return wrong_result(op, ret, "success")
+        if ret in errors or (ret == -ENOMEM and self.may_lack_space(pages, length, anywhere=not fixed)):
+            return None
+        if errors or ret < 0:
+            return wrong_result(op, ret, names(errors or {0}))
         refusal = self.check_place(pages, op, ret, length, addr if fixed else None, replace=fixed)
         if refusal is not None:
             return refusal
-        prot &= PROT_READ | PROT_WRITE | PROT_EXEC
+        shown = prot & VM_ACCESS_FLAGS | self.settings.get(op.proc, NO_SETTINGS).lock
+        if flags & MAP_NORESERVE:
+            shown |= VM_NORESERVE
         if file == 0:
-            pages.update(dict.fromkeys(range(ret, ret + length), Page(prot, None, 0)))
+            pages.update(dict.fromkeys(range(ret, ret + length), Page(shown, None, 0)))
         else:
             shared = flags & MAP_TYPE != MAP_PRIVATE
             for i in range(length):
-                pages[ret + i] = Page(prot, Backing(shared, file - 1, offset + i), None)
+                pages[ret + i] = Page(shown, Backing(shared, file - 1, offset + i), None)
         return None
 
     def _mmap_errors(self, pages: Pages, op: Op, fixed: bool) -> set[int]:
@@ -242,6 +231,8 @@ class Specification:
             errors.add(-EEXIST)
         if fixed and addr + length > self.limits.top:
             errors.add(-ENOMEM)
+        if self.settings.get(op.proc, NO_SETTINGS).lock and not specification_lock.may_lock(self, pages, length):
+            errors.add(-EAGAIN)
         return errors
 
     def may_lack_space(self, pages: Pages, more: int, *, anywhere: bool) -> bool:
@@ -286,27 +277,8 @@ class Specification:
             page = pages.get(number)
             if page is None:  # what stands before the hole is changed
                 return None if ret == -ENOMEM else wrong_result(op, ret, "-ENOMEM")
-            pages[number] = Page(prot, page.backing, page.content)
+            pages[number] = protected(page, prot)
         return wrong_result(op, ret, "success") if ret else None
-
-    def _madvise(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
-        addr, length, advice = op.args
-        hole = False
-        if advice == MADV_DONTNEED:
-            for number in range(addr, addr + length):
-                page = pages.get(number)
-                if page is None:
-                    hole = True
-                elif page.content is not None:
-                    pages[number] = erased(page)
-        elif advice in NO_VISIBLE_EFFECT or advice == MADV_COLLAPSE:
-            hole = any(number not in pages for number in range(addr, addr + length))
-        else:
-            raise InternalError(f"the specification does not know advice {advice}")
-        if advice == MADV_COLLAPSE and ret in COLLAPSE_ERRORS:
-            return None
-        want = -ENOMEM if hole else 0
-        return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
 
     # ---- processes
 
@@ -317,15 +289,17 @@ class Specification:
         if ret:
             return wrong_result(op, ret, "success")
         child = dict(pages)
-        if self.cells:
-            for number, page in pages.items():
-                if page.content is not None and page.content < 0:
-                    child[number] = Page(page.prot, page.backing, self.cells[-page.content])
+        for number, page in pages.items():
+            if page.content is not None and page.content < 0:
+                child[number] = page = Page(page.flags, page.backing, self.cells[-page.content])
+            if page.flags & VM_LOCKED:
+                child[number] = unlocked(page)
         self.procs[label] = child
         return None
 
     def _exit(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
         del self.procs[op.proc]
+        self.settings.pop(op.proc, None)
         return wrong_result(op, ret, "success") if ret else None
 
     def _kernel_activity(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -336,7 +310,7 @@ _HANDLERS = {
     "mmap": Specification._mmap,
     "munmap": Specification._munmap,
     "mprotect": Specification._mprotect,
-    "madvise": Specification._madvise,
+    "madvise": specification_madvise.madvise,
     "fork": Specification._fork,
     "exit": Specification._exit,
     "exec": Specification._exec,
@@ -344,6 +318,11 @@ _HANDLERS = {
     "gup_fast": specification_pins.gup,
     "gup_slow": specification_pins.gup,
     "unpin": specification_pins.unpin,
+    "mlock": specification_lock.mlock,
+    "mlock2": specification_lock.mlock,
+    "munlock": specification_lock.mlock,
+    "mlockall": specification_lock.mlockall,
+    "munlockall": specification_lock.mlockall,
     "reclaim": Specification._kernel_activity,
     "swap_readahead": Specification._kernel_activity,
     "migrate": Specification._kernel_activity,

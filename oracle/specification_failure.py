@@ -16,15 +16,28 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
-from emulator.uapi import MADV_DONTNEED, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
+from emulator.uapi import MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
+from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
+from oracle.specification_madvise import effect_of
 from oracle.specification_mremap import (
     bad_parameters,
     moves_several,
     next_page,
     one_mapping,
     refused_to_relocate,
+    same_vma_beside,
 )
-from oracle.specification_page import FAILURES, Group, Page, Pages, Refusal, erased, wrong_result
+from oracle.specification_page import (
+    FAILURES,
+    Group,
+    Page,
+    Pages,
+    Refusal,
+    erased,
+    protected,
+    unlocked,
+    wrong_result,
+)
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
@@ -33,6 +46,7 @@ if TYPE_CHECKING:
 _GROUPS_MANY = 12  # beyond it, states are not enumerated in full
 AFTER_FAILURE = "after-failure"
 _CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write"))
+_LOCK_ALL = frozenset(("mlockall", "munlockall"))
 
 Shows = Callable[[int, int, Page | None], bool]
 """Does the machine show this page (process, page number, page or None for unmapped)?"""
@@ -46,25 +60,39 @@ def left_in_part(spec: Specification, op: Op, outcome: Outcome) -> bool:
 def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[Group]:
     """What ``op``, which may have been done in part, may have left; other pages are as before."""
     pages = spec.procs[op.proc]
-    ret = outcome.ret
-    if op.kind == "mremap":
+    kind, ret = op.kind, outcome.ret
+    if kind == "mremap":
         return _mremap_groups(spec, pages, op, outcome)
+    if kind in _LOCK_ALL:  # a mapping that cannot be cut stays as it was, and nobody is told
+        flags = current_flags(op)
+        return [] if flags is None else [[{n: page}, {n: with_lock(page, flags)}] for n, page in pages.items()]
     if ret >= 0:
         return []
-    if op.kind == "mmap" and op.args[3] & MAP_FIXED:
+    if kind == "mmap" and op.args[3] & MAP_FIXED:
         addr, length = op.args[:2]
         return [[{n: pages[n]}, {n: None}] for n in range(addr, addr + length) if n in pages]
-    if op.kind == "mprotect":
-        addr, length, prot = op.args
-        return [
-            [{n: pages[n]}, {n: Page(prot, pages[n].backing, pages[n].content)}]
-            for n in range(addr, addr + length)
-            if n in pages
-        ]
-    if op.kind == "madvise" and op.args[2] == MADV_DONTNEED:
-        addr, length, _ = op.args
-        return [[{n: pages[n]}, {n: erased(pages[n])}] for n in range(addr, addr + length) if n in pages]
-    return []
+    change = _change(op)
+    if change is None:
+        return []
+    addr, length = op.args[:2]
+    return [[{n: pages[n]}, {n: change(pages[n])}] for n in range(addr, addr + length) if n in pages]
+
+
+def _change(op: Op) -> Callable[[Page], Page] | None:
+    """What a call that changes mappings in turn makes of a page that it gets to."""
+    kind, args = op.kind, op.args
+    if kind == "mprotect":
+        return lambda page: protected(page, args[2])
+    if kind in ("mlock", "mlock2", "munlock"):
+        return lambda page: with_lock(page, lock_flags(op))
+    if kind == "madvise":
+        return lambda page: _advised(page, args[2])
+    return None
+
+
+def _advised(page: Page, advice: int) -> Page:
+    after = effect_of(advice)(page)
+    return page if isinstance(after, int) else after
 
 
 def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> list[Group]:
@@ -92,7 +120,19 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) 
             groups.append([{number: None}])
         elif number in pages and flags & MREMAP_FIXED:
             groups.append([{number: pages[number]}, {number: None}])
+    if flags & MREMAP_DONTUNMAP and ret >= 0:
+        _open_locks(groups, pages, same_vma_beside(pages, addr, moved, ret))
     return groups
+
+
+def _open_locks(groups: list[Group], pages: Pages, numbers: list[int]) -> None:
+    """These pages may have lost their lock, whatever else became of them."""
+    for number in numbers:
+        group = next((group for group in groups if number in group[0]), None)
+        if group is not None:
+            group += [{**left, number: unlocked(page)} for left in group if (page := left[number]) is not None]
+        elif number in pages:
+            groups.append([{number: pages[number]}, {number: unlocked(pages[number])}])
 
 
 def _pair(pages: Pages, op: Op, source: int, target: int | None, outcome: Outcome, *, several: bool) -> Group:
@@ -107,7 +147,7 @@ def _pair(pages: Pages, op: Op, source: int, target: int | None, outcome: Outcom
     if several or not failed:
         left = erased(page)
         if op.args[3] & MREMAP_DONTUNMAP:
-            group.append({source: left, target: page})
+            group.append({source: unlocked(left), target: page})
         else:
             group.append({source: None, target: page})
             if outcome.injected:  # the source could not be cut for its unmapping, and stays, empty
@@ -123,7 +163,7 @@ def absorbed(spec: Specification, op: Op, ret: int) -> bool:
     if op.kind == "mremap":
         failed = ret in FAILURES or refused_to_relocate(spec, op, ret)
         return not failed and not _really_moved(spec, pages, op, ret)
-    return ret not in FAILURES
+    return ret not in FAILURES and (ret != 0 or op.kind not in _LOCK_ALL)
 
 
 def impossible(spec: Specification, op: Op, ret: int) -> Refusal | None:
@@ -153,7 +193,7 @@ def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Sho
             numbers = sorted(group[0])
             detail = f"{op.kind} of process {op.proc} failed half-way and left pages {numbers} in a state not allowed"
             return Refusal(AFTER_FAILURE, op.kind, detail)
-    _take(spec.procs[op.proc], chosen)
+    _take(spec, op, ret, chosen)
     return None
 
 
@@ -173,7 +213,7 @@ def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> I
         return
     for chosen in _choices(groups_after_failure(spec, op, outcome)):
         after = spec.copy()
-        _take(after.procs[op.proc], chosen)
+        _take(after, op, ret, chosen)
         yield after
 
 
@@ -197,7 +237,10 @@ def _choices(groups: list[Group]) -> Iterator[list[dict[int, Page | None]]]:
                 ]
 
 
-def _take(pages: Pages, chosen: list[dict[int, Page | None]]) -> None:
+def _take(spec: Specification, op: Op, ret: int, chosen: list[dict[int, Page | None]]) -> None:
+    if op.kind in _LOCK_ALL and not ret:
+        set_future(spec, op)
+    pages = spec.procs[op.proc]
     for alternative in chosen:
         for number, page in alternative.items():
             if page is None:

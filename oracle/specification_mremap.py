@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.mm_types import VM_LOCKED, VM_LOCKED_MASK
 from emulator.uapi import (
+    EAGAIN,
     EFAULT,
     EINVAL,
     ENOMEM,
@@ -23,7 +25,18 @@ from emulator.uapi import (
     MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
 )
-from oracle.specification_page import Backing, Page, Pages, Refusal, erased, wrong_result
+from oracle.specification_lock import may_lock
+from oracle.specification_page import (
+    MAYBE_UNLOCKED,
+    SHOWN,
+    Backing,
+    Page,
+    Pages,
+    Refusal,
+    erased,
+    unlocked,
+    wrong_result,
+)
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -68,8 +81,16 @@ def next_page(page: Page, distance: int) -> Page:
     """What stands ``distance`` pages after ``page`` in the same mapping, untouched."""
     backing = page.backing
     if backing is None:
-        return Page(page.prot, None, 0)
-    return Page(page.prot, Backing(backing.shared, backing.file, backing.page + distance), None)
+        return Page(page.flags, None, 0)
+    return Page(page.flags, Backing(backing.shared, backing.file, backing.page + distance), None)
+
+
+def _differ(a: int, b: int) -> bool:
+    """Do these flags tell VMAs apart? Not where it has to show yet whether one of them was unlocked."""
+    difference = (a ^ b) & SHOWN
+    if (a | b) & MAYBE_UNLOCKED:
+        difference &= ~VM_LOCKED_MASK
+    return difference != 0
 
 
 def one_mapping(pages: Pages, first: int, count: int) -> bool:
@@ -77,7 +98,7 @@ def one_mapping(pages: Pages, first: int, count: int) -> bool:
     head = pages[first]
     for i in range(1, count):
         page = pages.get(first + i)
-        if page is None or page.prot != head.prot:
+        if page is None or (page.flags != head.flags and _differ(page.flags, head.flags)):
             return False
         if page.backing is not head.backing and page.backing != next_page(head, i).backing:
             return False
@@ -140,9 +161,16 @@ def _one(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
         return None
     if not old and not (head.backing is not None and head.backing.shared):
         return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
+    if not old and flags & MREMAP_FIXED and op.args[4] == addr:
+        _unmap(pages, addr, addr + new)  # the destination goes first, and with it what was to be mapped once more
+        return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
     moved = min(old, new)
     if not one_mapping(pages, addr, moved):
         return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
+    if head.flags & VM_LOCKED and new != old and not may_lock(spec, pages, abs(new - old)):
+        if ret == -EAGAIN or (ret == -EFAULT and moved > 1):
+            return None
+        return wrong_result(op, ret, "-EAGAIN")
     if ret < 0:
         return _refused(spec, pages, op, ret, moved)
     if not implied and ret == addr:
@@ -196,10 +224,12 @@ def _move_one(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) -
         _unmap(pages, ret, ret + new)
     _unmap(pages, addr + moved, addr + old)
     head = pages[addr]
+    beside = same_vma_beside(pages, addr, moved, ret) if flags & MREMAP_DONTUNMAP else []
     for i in range(moved):
         _carry(pages, addr + i, ret + i, flags)
     for i in range(moved, new):
         pages[ret + i] = next_page(head, i)
+    _leave_open(spec, pages, op.proc, beside)
     return None
 
 
@@ -214,17 +244,71 @@ def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusa
         return wrong_result(op, ret, "-EFAULT")
     if ret != new_addr:
         return wrong_result(op, ret, "the address asked for")
+    beside = same_vma_beside(pages, addr, length, ret) if flags & MREMAP_DONTUNMAP else []
     for i in range(length):
         if addr + i in pages:
             _carry(pages, addr + i, new_addr + i, flags)
+    _leave_open(spec, pages, op.proc, beside)
     return None
+
+
+def same_vma_beside(pages: Pages, addr: int, length: int, target: int) -> list[int]:
+    """Locked pages that may stand in one VMA with the first or last of [addr, addr+length), by their numbers after it.
+
+    A VMA of which a part is moved with DONTUNMAP is unlocked whole. So is the moved part itself, at ``target``, where
+    it lands beside what it comes from and merges with it. To be asked before the move.
+    """
+    low, high = addr, addr + length
+    stop = target + length
+    while low != stop and _same_vma(pages, low - 1):
+        low -= 1
+    while high != target and _same_vma(pages, high - 1):
+        high += 1
+    found = [*range(low, addr), *range(addr + length, high)]
+    head = pages[addr]
+    if not head.flags & VM_LOCKED:
+        return found
+    if high == target:
+        found += range(target, stop)
+        if _continues(head, pages.get(stop)):
+            found.append(stop)
+            while _same_vma(pages, found[-1]):
+                found.append(found[-1] + 1)
+    elif low == stop:
+        found += range(target, stop)
+        if _continues(pages.get(target - 1), head):
+            found.append(target - 1)
+            while _same_vma(pages, found[-1] - 1):
+                found.append(found[-1] - 1)
+    return found
+
+
+def _same_vma(pages: Pages, number: int) -> bool:
+    """Can pages ``number`` and ``number + 1`` stand in one locked VMA?"""
+    low, high = pages.get(number), pages.get(number + 1)
+    return low is not None and low.flags & VM_LOCKED != 0 and _continues(low, high)
+
+
+def _continues(low: Page | None, high: Page | None) -> bool:
+    if low is None or high is None or _differ(low.flags, high.flags):
+        return False
+    return high.backing == next_page(low, 1).backing
+
+
+def _leave_open(spec: Specification, pages: Pages, label: int, numbers: list[int]) -> None:
+    """These pages may have lost their lock."""
+    for number in numbers:
+        page = pages.get(number)  # a move of several mappings leaves holes
+        if page is not None:
+            pages[number] = Page(page.flags | MAYBE_UNLOCKED, page.backing, page.content)
+            spec.unsettled.append((label, number))
 
 
 def _carry(pages: Pages, source: int, target: int, flags: int) -> None:
     page = pages[source]
     pages[target] = page
     if flags & MREMAP_DONTUNMAP:
-        pages[source] = erased(page)
+        pages[source] = unlocked(erased(page))
     else:
         del pages[source]
 

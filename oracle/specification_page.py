@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from emulator.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_LOCKONFAULT,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+)
 from emulator.uapi import EAGAIN, ENOMEM, OOM_KILLED, result_name
 from emulator.workload import FILE_PAGES
 
 if TYPE_CHECKING:
     from emulator.workload import Op
+
+
+# What a mapping shows of its flags (rwx in /proc/PID/maps, the rest as VmFlags in smaps) and calls decide page by
+# page. Not VM_ACCOUNT, which hangs on whether a VMA was written to, and not what a VMA has as a whole.
+SHOWN: Final = VM_ACCESS_FLAGS | VM_LOCKED | VM_LOCKONFAULT | VM_NORESERVE | VM_HUGEPAGE | VM_NOHUGEPAGE
+
+# Private to the specification, above all flags of the kernel: the VMA may have lost VM_LOCKED_MASK, as one of which
+# a part was moved with DONTUNMAP has. The machine shows whether the page stands in such a VMA.
+MAYBE_UNLOCKED: Final = 1 << 64
 
 
 class Backing(NamedTuple):
@@ -20,9 +38,12 @@ class Backing(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One mapped page. ``content``: None is the file's, >= 0 its own (packed), < 0 that of cell ``-content``."""
+    """One mapped page. ``flags``: VM_* bits of SHOWN, of which the lowest three are PROT_*.
 
-    prot: int
+    ``content``: None is the file's, >= 0 its own (packed), < 0 that of cell ``-content``.
+    """
+
+    flags: int
     backing: Backing | None
     content: int | None
 
@@ -58,6 +79,13 @@ class Limits(NamedTuple):
     mremap_flags: int  # MREMAP_* bits that the design under test knows
     mremap_checks_first: bool = True  # as in the profile
     mremap_moves_several: bool = True
+    memlock: int | None = None  # RLIMIT_MEMLOCK in pages; None where it does not bind (CAP_IPC_LOCK)
+
+
+class Settings(NamedTuple):
+    """What a process has asked for what it maps from now on. A child does not inherit it."""
+
+    lock: int = 0  # VM_LOCKED_MASK bits (mlockall MCL_FUTURE)
 
 
 def wrong_result(op: Op, ret: int, allowed: str) -> Refusal:
@@ -72,7 +100,17 @@ def erased(page: Page) -> Page:
     """The page after its own contents were dropped."""
     if page.content is None:
         return page
-    return Page(page.prot, page.backing, 0 if page.backing is None else None)
+    return Page(page.flags, page.backing, 0 if page.backing is None else None)
+
+
+def protected(page: Page, prot: int) -> Page:
+    """The page with another protection (PROT_*)."""
+    return Page(page.flags & ~VM_ACCESS_FLAGS | prot, page.backing, page.content)
+
+
+def unlocked(page: Page) -> Page:
+    """The page in a VMA that is not locked any more."""
+    return Page(page.flags & ~(VM_LOCKED_MASK | MAYBE_UNLOCKED), page.backing, page.content)
 
 
 def beyond_file(page: Page) -> bool:

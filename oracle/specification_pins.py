@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.mm_types import VM_ACCESS_FLAGS
 from emulator.uapi import EBUSY, EFAULT, EINVAL, PROT_READ, PROT_WRITE, result_name
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 from oracle.contents import LANE
@@ -36,7 +37,7 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     own = page.content
     if flags & (FOLL_WRITE | FOLL_LONGTERM) and own is None:
         own = spec.content(page)  # copied from the file
-        pages[number] = Page(page.prot, backing, own)
+        pages[number] = Page(page.flags, backing, own)
     cell = 0
     if flags & FOLL_PIN and own is not None:
         if own < 0:
@@ -45,7 +46,7 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
             cell = spec.next_cell
             spec.next_cell += 1
             spec.cells[cell] = own
-            pages[number] = Page(page.prot, backing, -cell)
+            pages[number] = Page(page.flags, backing, -cell)
     spec.pins[label] = PinState(flags, cell, None)
     return None
 
@@ -57,16 +58,16 @@ def gup_results(spec: Specification, page: Page | None, op: Op) -> set[int]:
         return {-EBUSY}
     if flags & FOLL_LONGTERM and not flags & FOLL_PIN:
         return {-EINVAL}
-    if page is None or not page.prot:
+    if page is None or not page.flags & VM_ACCESS_FLAGS:
         return {-EFAULT}
     if flags & FOLL_WRITE:
-        if not page.prot & PROT_WRITE:
+        if not page.flags & PROT_WRITE:
             return {-EFAULT}
         if flags & FOLL_LONGTERM and page.backing is not None and page.backing.shared:
             return {-EFAULT}  # a device could write after the file system has cleaned the page
     if beyond_file(page):
         return {-EFAULT}
-    if flags & FOLL_WRITE or page.prot & PROT_READ:
+    if flags & FOLL_WRITE or page.flags & PROT_READ:
         return {0}
     # x86 cannot map a page that is not readable, so the lockless walk may find it
     return {0, -EFAULT} if op.kind == "gup_fast" else {-EFAULT}

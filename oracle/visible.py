@@ -1,6 +1,6 @@
 """What a process would see at a page, read from the machine's data, and how it differs from the specification.
 
-A page's protection and backing are its VMA's; its contents those of what the entry leads to: a frame, a slot of
+A page's flags and backing are its VMA's; its contents those of what the entry leads to: a frame, a slot of
 the swap device or its cache, or, where there is no entry, zeros or the file's page.
 """
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_SHARED
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED_MASK, VM_SHARED
 from emulator.workload import file_token
 from oracle.contents import pack, unpack
 from oracle.leaves import KIND_MIGRATION, KIND_SWAP, leaf_key
-from oracle.specification_page import Page, Pages, content_difference
+from oracle.specification_page import MAYBE_UNLOCKED, SHOWN, Page, Pages, content_difference, unlocked
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -93,6 +93,8 @@ class Visible:
             return "unmapped", "", f"page {number} of process {label} should be mapped and is not"
         if page is None:
             return "mapped", "", f"page {number} of process {label} is mapped in {vma} and should not be"
+        if page.flags & MAYBE_UNLOCKED:
+            page = pages[number] = settled_lock(page, vma.vm_flags)
         wrong = _mapping_difference(vma, page, address)
         if wrong:
             return wrong, "", f"page {number} of process {label} should be {page}, and stands in {vma}"
@@ -114,7 +116,7 @@ class Visible:
         """A private file page that the machine has copied without need (a fault for writing that then failed)."""
         present = entry & PRESENT
         if not present or self.machine.phys.frames[entry >> PAGE_SHIFT].anon:
-            pages[number] = Page(page.prot, page.backing, content)
+            pages[number] = Page(page.flags, page.backing, content)
 
     def _pin_replaced(
         self, spec: Specification, label: int, number: int, page: Page, frame: int
@@ -184,10 +186,18 @@ class Visible:
         return "pin-incoherent", "", detail
 
 
+def settled_lock(page: Page, vm_flags: int) -> Page:
+    """A page that may have been unlocked, as its VMA shows it."""
+    if not vm_flags & VM_LOCKED_MASK:
+        return unlocked(page)
+    return Page(page.flags & ~MAYBE_UNLOCKED, page.backing, page.content)
+
+
 def _mapping_difference(vma: VmAreaStruct, page: Page, address: int) -> str:
     """Which attribute of the mapping is wrong; "" if none."""
-    if vma.vm_flags & VM_ACCESS_FLAGS != page.prot:
-        return "permissions"
+    wrong = (vma.vm_flags ^ page.flags) & SHOWN
+    if wrong:
+        return "permissions" if wrong & VM_ACCESS_FLAGS else "flags"
     backing = page.backing
     file = vma.vm_file
     if backing is None:

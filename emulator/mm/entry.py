@@ -17,6 +17,7 @@ from emulator.mm import (
     madvise,
     memory,
     migrate,
+    mlock,
     mmap,
     mprotect,
     mremap,
@@ -112,6 +113,26 @@ def do_madvise(mm: MmStruct, args: tuple[int, ...]) -> int:
     return madvise.do_madvise(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2])
 
 
+def do_mlock(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mlock.sys_mlock(mm, address(mm, args[0]), args[1] << PAGE_SHIFT)
+
+
+def do_mlock2(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mlock.sys_mlock2(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2])
+
+
+def do_munlock(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mlock.sys_munlock(mm, address(mm, args[0]), args[1] << PAGE_SHIFT)
+
+
+def do_mlockall(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mlock.sys_mlockall(mm, args[0])
+
+
+def do_munlockall(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mlock.sys_munlockall(mm)
+
+
 def do_fork(mm: MmStruct, args: tuple[int, ...]) -> int:
     return fork.sys_fork(mm, args[0])
 
@@ -193,4 +214,9 @@ HANDLERS = {
     "reclaim": do_reclaim,
     "swap_readahead": do_swap_readahead,
     "migrate": do_migrate,
+    "mlock": do_mlock,
+    "mlock2": do_mlock2,
+    "munlock": do_munlock,
+    "mlockall": do_mlockall,
+    "munlockall": do_munlockall,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulator.geometry import PAGE_SIZE
-from emulator.mm import memory
+from emulator.mm import fault, memory
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_IO,
@@ -20,17 +20,23 @@ from emulator.uapi import EAGAIN, EFAULT, ENOMEM
 def populate_vma_page_range(area: VmAreaStruct, start: int, end: int) -> int:
     """Fault [start, end) of one VMA in, breaking COW where it may be written. 0, -EFAULT or -ENOMEM.
 
-    Stops at the first page that cannot be had. Under mmap_lock, for reading at least.
+    Stops at the first page that cannot be had. Under mmap_lock, for reading at least: a page that is being migrated
+    is waited for with the lock held, as the migration does not need it.
     """
     if area.vm_flags & VM_LOCKONFAULT:
         return 0  # locked when somebody touches them
     if not area.vm_flags & VM_ACCESS_FLAGS:
         return -EFAULT
     flags = memory.FAULT_FLAG_WRITE if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE else 0
+    mm = area.vm_mm
     for address in range(start, end, PAGE_SIZE):
-        fault = memory.handle_mm_fault(area, address, flags)
-        if fault:
-            return -ENOMEM if fault & memory.VM_FAULT_OOM else -EFAULT
+        mm.machine.sched.point("populate.page")
+        result = memory.handle_mm_fault(area, address, flags)
+        while result & memory.VM_FAULT_RETRY:
+            fault.wait_for_migration(mm, address)
+            result = memory.handle_mm_fault(area, address, flags)
+        if result:
+            return -ENOMEM if result & memory.VM_FAULT_OOM else -EFAULT
     return 0
 
 

@@ -16,12 +16,12 @@ from emulator.mm_types import (
     MmStruct,
     VmAreaStruct,
 )
-from emulator.uapi import EINVAL, ENOMEM
+from emulator.uapi import EINVAL, ENOMEM, EPERM, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT
 
-MLOCK_ONFAULT = 1
-MCL_CURRENT = 1
-MCL_FUTURE = 2
-MCL_ONFAULT = 4
+
+def can_do_mlock(mm: MmStruct) -> bool:
+    """Is any locking allowed at all: RLIMIT_MEMLOCK is not 0, or does not bind."""
+    return mm.machine.profile.memlock_pages != 0
 
 
 def mlock_fixup(
@@ -70,12 +70,29 @@ def apply_vma_lock_flags(mm: MmStruct, start: int, length: int, flags: int) -> i
     return 0
 
 
+def count_mm_mlocked_page_nr(mm: MmStruct, start: int, length: int) -> int:
+    """How many pages of [start, start+length) are locked already, on fault or at once."""
+    end = start + length
+    areas = [area for area in mm.mm_mt.overlapping(start, end) if area.vm_flags & VM_LOCKED]
+    return sum(min(area.vm_end, end) - max(area.vm_start, start) for area in areas) >> PAGE_SHIFT
+
+
 def do_mlock(mm: MmStruct, start: int, length: int, flags: int) -> int:
-    """Lock, then fault the range in. RLIMIT_MEMLOCK does not limit us: we are root."""
+    """Lock, then fault the range in.
+
+    0, -EPERM (nothing may be locked), -ENOMEM (RLIMIT_MEMLOCK, a hole, or what cannot be faulted in), -EAGAIN.
+    """
+    if not can_do_mlock(mm):
+        return -EPERM
     length = page_align(length + (start & ~PAGE_MASK))
     start &= PAGE_MASK
+    limit = mm.machine.profile.memlock_pages
     mm.mmap_lock.down_write()
-    error = apply_vma_lock_flags(mm, start, length, flags)
+    mm.machine.sched.point("mlock.locked")
+    error = -ENOMEM
+    more = (length >> PAGE_SHIFT) - (0 if limit is None else count_mm_mlocked_page_nr(mm, start, length))
+    if limit is None or mm.locked_vm + more <= limit:
+        error = apply_vma_lock_flags(mm, start, length, flags)
     mm.mmap_lock.up_write()
     if error:
         return error
@@ -99,6 +116,7 @@ def sys_munlock(mm: MmStruct, start: int, length: int) -> int:
     """munlock(2)."""
     length = page_align(length + (start & ~PAGE_MASK))
     mm.mmap_lock.down_write()
+    mm.machine.sched.point("mlock.locked")
     result = apply_vma_lock_flags(mm, start & PAGE_MASK, length, 0)
     mm.mmap_lock.up_write()
     return result
@@ -127,9 +145,17 @@ def sys_mlockall(mm: MmStruct, flags: int) -> int:
     """mlockall(2)."""
     if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
         return -EINVAL
+    if not can_do_mlock(mm):
+        return -EPERM
+    limit = mm.machine.profile.memlock_pages
     mm.mmap_lock.down_write()
-    apply_mlockall_flags(mm, flags)
+    mm.machine.sched.point("mlock.locked")
+    allowed = limit is None or not flags & MCL_CURRENT or mm.total_vm <= limit
+    if allowed:
+        apply_mlockall_flags(mm, flags)
     mm.mmap_lock.up_write()
+    if not allowed:
+        return -ENOMEM
     if flags & MCL_CURRENT:
         gup_populate.mm_populate(mm, 0, mm.machine.geometry.task_size)
     return 0
@@ -138,6 +164,7 @@ def sys_mlockall(mm: MmStruct, flags: int) -> int:
 def sys_munlockall(mm: MmStruct) -> int:
     """munlockall(2)."""
     mm.mmap_lock.down_write()
+    mm.machine.sched.point("mlock.locked")
     apply_mlockall_flags(mm, 0)
     mm.mmap_lock.up_write()
     return 0

@@ -87,8 +87,9 @@ def may_expand_vm(mm: MmStruct, flags: int, pages: int) -> bool:
 
 
 def mlock_future_ok(mm: MmStruct, locked: bool, length: int) -> bool:
-    """RLIMIT_MEMLOCK; root is not limited, and we are root."""
-    return True
+    """Does RLIMIT_MEMLOCK, if it binds, leave room for ``length`` bytes that are to be ``locked``?"""
+    limit = mm.machine.profile.memlock_pages
+    return not locked or limit is None or mm.locked_vm + (length >> PAGE_SHIFT) <= limit
 
 
 def accountable_mapping(file: File | None, flags: int) -> bool:
@@ -376,7 +377,8 @@ def sys_mmap(
     mm.mmap_lock.down_write()
     mm.machine.sched.point("mmap.locked")
     result = do_mmap(mm, file, addr, length, prot, flags, offset >> PAGE_SHIFT)
+    populate = result >= 0 and (flags & (MAP_POPULATE | MAP_LOCKED) or mm.def_flags & VM_LOCKED)
     mm.mmap_lock.up_write()
-    if result >= 0 and (flags & (MAP_POPULATE | MAP_LOCKED) or mm.def_flags & VM_LOCKED):
+    if populate:
         gup_populate.mm_populate(mm, result, page_align(length))
     return result

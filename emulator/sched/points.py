@@ -72,6 +72,8 @@ POINTS: Final[dict[str, str]] = {
     "migrate.isolated": "the folio to migrate is off the LRU, not locked",
     "migrate.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",
     "migrate.unmapped": "every mapping has become a migration entry, nothing is copied",
+    # mlock
+    "mlock.locked": "mmap_lock is held for writing, nothing done yet",
     # mmap
     "mmap.locked": "mmap_lock is held for writing, nothing done yet",
     # mprotect
@@ -90,6 +92,8 @@ POINTS: Final[dict[str, str]] = {
     "mremap.vma_copied": "the destination VMA is there, no page table moved",
     # munmap
     "munmap.locked": "mmap_lock is held for writing, nothing done yet",
+    # populating, after mlock or mmap
+    "populate.page": "a page is about to be faulted in ahead of its use, under mmap_lock",
     # reclaim
     "reclaim.added_to_swap": "the folio is in the swap cache, and still mapped",
     "reclaim.before_free": "the folio is unmapped and clean; its references are about to be counted",

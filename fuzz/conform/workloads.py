@@ -32,6 +32,11 @@ WEIGHTS: Final[dict[str, int]] = {
     "read": 6,
     "write": 14,
     "exec": 1,
+    "mlock": 4,
+    "munlock": 3,
+    "mlock2": 3,
+    "mlockall": 1,
+    "munlockall": 1,
 }
 
 

@@ -20,6 +20,7 @@ from emulator.uapi import (
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MLOCK_ONFAULT,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PROT_READ,
@@ -48,6 +49,7 @@ GEOMETRY: Final = "small8"
 CALLS_MAX: Final = 12  # calls in a window
 CALLS_MIN: Final = 3
 FAULTS_MAX: Final = 12  # faults kept in a window
+_ON_RANGES: Final = frozenset(("munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock"))
 _WRITE: Final = 2  # error codes of page faults
 _FETCH: Final = 16
 
@@ -181,7 +183,7 @@ def _seen_call(call: Call, proc: int, thread: Thread) -> _Seen | None:
         flags = args[3]
         file = 0 if flags & MAP_ANONYMOUS else (args[4] & 0xFF) + 1
         return _Seen("mmap", proc, (_span(result, args[1]),), (args[2], flags, file, args[5] >> PAGE_SHIFT))
-    if call.name in ("munmap", "mprotect", "madvise") and args[1] < 1 << 47:
+    if call.name in _ON_RANGES and args[1] < 1 << 47:
         return _Seen(call.name, proc, (_span(args[0], args[1]),), args[2:3])
     if call.name == "mremap" and result >= 0:
         ranges = (_span(args[0], args[1]), _span(result, args[2]))
@@ -291,8 +293,10 @@ def _op(seen: _Seen, places: Compression, files: _Files, number: int) -> Op | No
         kept = MAP_FIXED | (MAP_SHARED if shared else MAP_PRIVATE) | flags & MAP_NORESERVE
         label = files.label(file) or (1 if shared else 0)  # shared anonymous memory is a file as well
         return Op("mmap", proc, (page, length, prot & VM_ACCESS_FLAGS, kept, label, offset % FILE_PAGES))
-    if kind == "munmap":
-        return Op("munmap", proc, (page, length))
+    if kind in ("munmap", "mlock", "munlock"):
+        return Op(kind, proc, (page, length))
+    if kind == "mlock2":
+        return Op("mlock2", proc, (page, length, numbers[0] & MLOCK_ONFAULT))
     if kind == "mprotect":
         return Op("mprotect", proc, (page, length, numbers[0] & VM_ACCESS_FLAGS))
     if kind == "madvise":

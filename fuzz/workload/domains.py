@@ -71,6 +71,8 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.NEW_PIN: range(PINS_MAX),
     Domain.PIN: range(PINS_MAX),
     Domain.GUP_FLAGS: range(8),
+    Domain.MLOCK2_FLAGS: range(4),
+    Domain.MCL_FLAGS: range(8),
 }
 
 FLAG_MASKS: Final[dict[Domain, int]] = {
@@ -78,6 +80,8 @@ FLAG_MASKS: Final[dict[Domain, int]] = {
     Domain.MAP_FLAGS: MAP_FLAGS_ALLOWED,
     Domain.MREMAP_FLAGS: MREMAP_FLAGS_MASK,
     Domain.GUP_FLAGS: 7,
+    Domain.MLOCK2_FLAGS: 3,
+    Domain.MCL_FLAGS: 7,
 }
 
 

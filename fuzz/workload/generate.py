@@ -23,6 +23,9 @@ from emulator.uapi import (
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MCL_CURRENT,
+    MCL_FUTURE,
+    MLOCK_ONFAULT,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -69,6 +72,11 @@ WEIGHTS: Final[dict[str, int]] = {
     "reclaim": 5,
     "swap_readahead": 2,
     "migrate": 4,
+    "mlock": 2,
+    "munlock": 1,
+    "mlock2": 1,
+    "mlockall": 1,
+    "munlockall": 1,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -88,7 +96,14 @@ COMPANIONS: Final[dict[str, int]] = {
     "reclaim": 6,
     "swap_readahead": 2,
     "migrate": 5,
+    "mlock": 2,
+    "munlock": 1,
+    "mlock2": 1,
+    "mlockall": 1,
+    "munlockall": 1,
 }
+# What most workloads are without: it makes the layout richer, and is not what designs change.
+_SELDOM: Final = frozenset(("mlock", "munlock", "mlock2", "mlockall", "munlockall"))
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
 _NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
 # How often an op gets company, which makes about one step in five a collision: those that change mappings
@@ -154,7 +169,7 @@ class Generator:
         rng = self.rng
         kinds: dict[str, int] = {}
         for kind, weight in self.weights.items():
-            if kind in _ALWAYS or rng.random() < 0.75:
+            if kind in _ALWAYS or rng.random() < (0.3 if kind in _SELDOM else 0.75):
                 kinds[kind] = weight * rng.choice((1, 2, 2, 2, 4, 8))
         beside = {kind: weight for kind, weight in COMPANIONS.items() if kind in kinds}
         return Swarm(
@@ -323,6 +338,10 @@ class Generator:
                     FOLL_PIN | FOLL_WRITE | FOLL_LONGTERM,
                 )
             )
+        if domain is Domain.MLOCK2_FLAGS:
+            return rng.choice((MLOCK_ONFAULT, MLOCK_ONFAULT, MLOCK_ONFAULT, 0, 2))
+        if domain is Domain.MCL_FLAGS:
+            return rng.choice((MCL_CURRENT, MCL_FUTURE, MCL_CURRENT | MCL_FUTURE, rng.randrange(8)))
         if domain is Domain.OFFSET:
             return rng.randrange(OFFSETS_MAX)
         labels = sketch.labels

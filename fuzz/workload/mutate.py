@@ -30,7 +30,11 @@ _AGAIN: Final = (0.2, 0.2, 0.2, 0.5, 0.8)  # chance of one more change; which of
 _COLLISIONS_MAX: Final = 0.5  # of the steps
 
 # Kinds with the same arguments: one may become the other.
-_KIN: Final = (("gup_fast", "gup_slow"), ("read", "exec", "reclaim", "migrate", "swap_readahead"))
+_KIN: Final = (
+    ("gup_fast", "gup_slow"),
+    ("munmap", "mlock", "munlock"),
+    ("read", "exec", "reclaim", "migrate", "swap_readahead"),
+)
 _KIN_OF: Final = {kind: group for group in _KIN for kind in group}
 
 

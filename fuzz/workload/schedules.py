@@ -38,6 +38,11 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "reclaim": (("unmap",), ("thp", "rmap")),
     "swap_readahead": (("swapin",), ("reclaim",)),
     "migrate": (("unmap",), ("thp", "rmap")),
+    "mlock": (("populate",), ("merge", "fault", "anon_vma", "thp", "rmap")),
+    "mlock2": (("mlock", "populate"), ("merge", "fault", "anon_vma", "thp", "rmap")),
+    "munlock": (("mlock",), ("merge", "anon_vma", "rmap")),
+    "mlockall": (("mlock", "populate"), ("merge", "fault", "anon_vma", "thp", "rmap")),
+    "munlockall": (("mlock",), ("merge", "anon_vma", "rmap")),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate"))

@@ -26,6 +26,12 @@ _FLAGS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("must_relocate", uapi.MREMAP_MUST_RELOCATE_ANON),
     ),
     Domain.GUP_FLAGS: (("pin", FOLL_PIN), ("write", FOLL_WRITE), ("longterm", FOLL_LONGTERM)),
+    Domain.MLOCK2_FLAGS: (("onfault", uapi.MLOCK_ONFAULT),),
+    Domain.MCL_FLAGS: (
+        ("current", uapi.MCL_CURRENT),
+        ("future", uapi.MCL_FUTURE),
+        ("onfault", uapi.MCL_ONFAULT),
+    ),
 }
 
 _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {

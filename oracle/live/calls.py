@@ -10,13 +10,18 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
-from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MREMAP_DONTUNMAP, MREMAP_FIXED
+from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MCL_CURRENT, MREMAP_DONTUNMAP, MREMAP_FIXED
 from emulator.workload import OPS, Domain, Op, Workload
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, Processor
 from oracle.live.view import Depth
 
 SYS_MREMAP: Final = 25
 SYS_MADVISE: Final = 28
+SYS_MLOCK: Final = 149
+SYS_MUNLOCK: Final = 150
+SYS_MLOCKALL: Final = 151
+SYS_MUNLOCKALL: Final = 152
+SYS_MLOCK2: Final = 325
 
 GEOMETRY: Final = "x86-64"
 ARENA_START: Final = GEOMETRIES[GEOMETRY].arena_start
@@ -78,6 +83,27 @@ def _madvise(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.call(SYS_MADVISE, address(page), length << PAGE_SHIFT, advice), None
 
 
+def _mlock(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_MLOCK, address(args[0]), args[1] << PAGE_SHIFT), None
+
+
+def _mlock2(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, flags = args
+    return context.processor.call(SYS_MLOCK2, address(page), length << PAGE_SHIFT, flags), None
+
+
+def _munlock(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_MUNLOCK, address(args[0]), args[1] << PAGE_SHIFT), None
+
+
+def _mlockall(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_MLOCKALL, args[0]), None
+
+
+def _munlockall(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_MUNLOCKALL), None
+
+
 def _read(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.load(address(args[0]))
 
@@ -96,6 +122,11 @@ CALLS: Final[dict[str, Run]] = {
     "mremap": _mremap,
     "mprotect": _mprotect,
     "madvise": _madvise,
+    "mlock": _mlock,
+    "mlock2": _mlock2,
+    "munlock": _munlock,
+    "mlockall": _mlockall,
+    "munlockall": _munlockall,
     "read": _read,
     "write": _write,
     "exec": _exec,
@@ -125,6 +156,8 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: no system call does what {op.kind} does"
         if op.fail_nth:
             return f"step {number}: no allocation of {op.kind} can be made to fail"
+        if op.kind == "mlockall" and op.args[0] & MCL_CURRENT:
+            return f"step {number}: mlockall would lock what is outside of the arena too"
         if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:
             return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
         if _end(op) > ARENA_PAGES:

@@ -175,6 +175,16 @@ class MprotectLies(Design):
     replaces: ClassVar = {"mprotect.do_mprotect": do_nothing}
 
 
+class MlockLies(Design):
+    name = "mlock-lies"
+    replaces: ClassVar = {"mlock.apply_vma_lock_flags": do_nothing}
+
+
+class MlockallLies(Design):
+    name = "mlockall-lies"
+    replaces: ClassVar = {"mlock.apply_mlockall_flags": do_nothing}
+
+
 class MunmapLies(Design):
     name = "munmap-lies"
     replaces: ClassVar = {"munmap.sys_munmap": do_nothing}

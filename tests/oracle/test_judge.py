@@ -104,6 +104,16 @@ PLANTED = [
         workload(mmap(10, 1), op("mprotect", 10, 1, PROT_READ)),
     ),
     (
+        planted.MlockLies,
+        ["specification/flags:mlock"],
+        workload(mmap(10, 1), op("mlock", 10, 1)),
+    ),
+    (
+        planted.MlockallLies,
+        ["specification/flags:mlockall"],
+        workload(mmap(10, 1), op("mlockall", 1)),
+    ),
+    (
         planted.MunmapLies,
         ["specification/mapped:munmap"],
         workload(mmap(10, 1), op("munmap", 10, 1)),

@@ -451,7 +451,7 @@ def test_mremap_to_a_fixed_place(bench: Bench) -> None:
     bench.do("mremap", 10, 4, 2, MOVE, 50, ret=50)
     assert bench.mapped() == [50, 51, 52]
     assert bench.content(50)
-    assert bench.spec.procs[0][52].prot == PROT_READ
+    assert bench.spec.procs[0][52].flags == PROT_READ
     assert bench.refuses("mremap", 50, 2, 3, MOVE, 60, ret=61)
     bench.do("mremap", 50, 2, 3, MOVE, 60, ret=60)
     assert bench.mapped() == [52, 60, 61, 62]
@@ -464,7 +464,7 @@ def test_mremap_of_several_vmas(bench: Bench) -> None:
     bench.map(51, 1, PROT_EXEC)
     bench.do("mremap", 10, 4, 4, MOVE, 50, ret=50)
     assert bench.mapped() == [50, 51, 52]
-    assert [bench.spec.procs[0][n].prot for n in (50, 51, 52)] == [RW, PROT_EXEC, PROT_READ]
+    assert [bench.spec.procs[0][n].flags for n in (50, 51, 52)] == [RW, PROT_EXEC, PROT_READ]
     bench.do("mremap", 10, 4, 4, MOVE, 50, ret=-EFAULT)
     assert bench.refuses("mremap", 50, 3, 3, MOVE, 70, ret=71)
     assert bench.refuses("mremap", 50, 3, 3, MOVE, 70, ret=-ENOMEM)
@@ -687,7 +687,7 @@ def test_failed_mprotect_and_madvise_may_be_half_done(bench: Bench) -> None:
     bench.do("write", 10, 0)
     op = Op("mprotect", 0, (10, 2, PROT_READ), 1)
     assert settled(bench, op, -ENOMEM, {10: Page(PROT_READ, None, bench.spec.procs[0][10].content)}) is None
-    assert [bench.spec.procs[0][n].prot for n in (10, 11)] == [PROT_READ, RW]
+    assert [bench.spec.procs[0][n].flags for n in (10, 11)] == [PROT_READ, RW]
     op = Op("madvise", 0, (10, 2, MADV_DONTNEED), 1)
     assert settled(bench, op, -EAGAIN, {10: Page(PROT_READ, None, 0)}) is None
     assert bench.content(10) == ()

@@ -12,7 +12,13 @@ from emulator.image import KernelImage
 from fuzz.workload import wire
 from oracle.judge import Judge
 
-LEAKS = ("mremap-shrink-charge", "mmap-failed-fixed-charge", "mremap-grow-charge", "mremap-uncut-source-charge")
+LEAKS = (
+    "mremap-shrink-charge",
+    "mmap-failed-fixed-charge",
+    "mremap-grow-charge",
+    "mremap-uncut-source-charge",
+    "mremap-dontunmap-locked",
+)
 FOLDER = Path(__file__).parents[3] / "corpus" / "regressions" / "mainline"
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.hw.pte import PRESENT
+from emulator.hw.pte import PRESENT, is_migration
 from emulator.mm_types import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT, VM_PFNMAP
 from emulator.uapi import (
     EAGAIN,
     EINVAL,
     ENOMEM,
+    EPERM,
     MADV_GUARD_INSTALL,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_LOCKED,
     MAP_POPULATE,
     MAP_PRIVATE,
+    MREMAP_DONTUNMAP,
     MREMAP_MAYMOVE,
     PROT_NONE,
     PROT_READ,
 )
-from emulator.workload import FILE_PAGES
+from emulator.workload import FILE_PAGES, Op, Switch
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
 ONFAULT = VM_LOCKED | VM_LOCKONFAULT
@@ -252,3 +254,88 @@ def test_locked_memory_that_becomes_writable_is_populated(onfault: int, present:
     assert world.mlock2(0, 1, onfault) == 0
     assert world.do("mprotect", 0, 1, RW) == 0
     assert (world.vma(0).anon_vma is not None) == present
+
+
+LIMIT = 4  # pages
+
+
+class Limited(Locks):
+    """A process without CAP_IPC_LOCK that may lock four pages, and has ten."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        super().__init__(profile=profile_with(cap_ipc_lock=False, rlimit_memlock=limit << 12))
+        self.mmap(0, 10)
+
+    def map_locked(self, page: int, pages: int) -> int:
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_LOCKED
+        got: int = self.image.mmap.sys_mmap(self.mm(), self.address(page), pages << 12, RW, flags, None, 0)
+        return got if got < 0 else self.page(got)
+
+
+def test_the_limit_counts_each_page_once() -> None:
+    """RLIMIT_MEMLOCK: what is locked already is not counted again, and ONFAULT counts as well."""
+    world = Limited()
+    assert world.mlock(0, LIMIT + 1) == -ENOMEM
+    assert world.locked(0) == 0
+    assert world.mlock2(0, LIMIT, 1) == 0
+    assert world.mlock(0, LIMIT) == 0
+    assert world.mlock(2, LIMIT) == -ENOMEM
+    assert world.mlock(LIMIT, 1) == -ENOMEM
+    assert world.munlock(0, 1) == 0
+    assert world.mlock(LIMIT, 1) == 0
+
+
+def test_what_else_the_limit_refuses() -> None:
+    """mmap and growing by mremap: EAGAIN; mlockall of more than may be: ENOMEM, nothing changed."""
+    world = Limited()
+    assert world.mlockall(1) == -ENOMEM
+    assert world.locked(0) == 0
+    assert world.map_locked(20, LIMIT) == 20
+    assert world.map_locked(30, 1) == -EAGAIN
+    assert world.do("mremap", 20, LIMIT, LIMIT + 1, MREMAP_MAYMOVE, 0) == -EAGAIN
+    assert world.do("mremap", 20, LIMIT, LIMIT - 1, 0, 0) == 20
+    assert world.mlockall(2) == 0
+    assert world.do("mmap", 40, 1, RW, PRIVATE_FIXED, 0, 0) == 40
+    assert world.do("mmap", 50, 1, RW, PRIVATE_FIXED, 0, 0) == -EAGAIN
+
+
+def test_without_any_right_to_lock() -> None:
+    """A limit of 0: EPERM, whatever is asked for; unlocking is free."""
+    world = Limited(0)
+    assert [world.mlock(0, 1), world.mlock(0, 0), world.mlockall(2), world.mlock2(0, 1, 1)] == [-EPERM] * 4
+    assert world.mlock2(0, 1, 2) == -EINVAL
+    assert world.munlock(0, 1) == 0
+
+
+def test_populating_waits_for_a_migration() -> None:
+    """The page that mlock meets is on its way to another folio: no error, mlock goes on when it is there."""
+    world = Locks()
+    world.mmap(0, 2)
+    world.write(0)
+    world.write(1)
+    ops = (Op("migrate", 0, (1,)), Op("mlock", 0, (0, 2)))
+    outcomes = world.collide(ops, (Switch(0, "migrate.unmapped", 1), Switch(1, "populate.page", 2)))
+    assert [outcome.ret for outcome in outcomes] == [1, 0]
+    assert not is_migration(world.pte(1))
+    assert world.mm().locked_vm == 2
+    world.check()
+
+
+def test_a_move_that_keeps_the_old_place_unlocks_the_whole_vma() -> None:
+    """DONTUNMAP of a part: the rest of the VMA is unlocked too, and locked_vm does not hear of it (as in Linux)."""
+    world = Locks()
+    world.mmap(0, 3)
+    assert world.mlock(0, 3) == 0
+    assert world.do("mremap", 1, 1, 1, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 10) == 10
+    assert [world.locked(page) for page in (0, 1, 2, 10)] == [0, 0, 0, VM_LOCKED]
+    assert world.mm().locked_vm == 4
+
+
+def test_a_move_beside_its_old_place_unlocks_itself() -> None:
+    """DONTUNMAP of unfaulted memory may merge with where it came from; then the new place is unlocked as well."""
+    world = Locks()
+    world.mmap(0, 1)
+    assert world.mlock2(0, 1, 1) == 0
+    assert world.do("mremap", 0, 1, 1, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 1) == 1
+    assert world.layout() == [(0, 2)]
+    assert world.locked(0) == 0

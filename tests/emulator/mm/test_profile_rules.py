@@ -37,7 +37,8 @@ from tests.emulator.mm.vma_bench import Bench
 
 FIXED: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 SETTINGS: Final = {
-    "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "commit_limit",
+    "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "cap_ipc_lock",
+    "commit_limit",
     "thp_always", "swap_synchronous",
 }  # fmt: skip
 

@@ -1,0 +1,118 @@
+"""mlock and its kin in the specification (rules: mm/mlock.c).
+
+A lock is a flag of the mapping. What populating the range leaves in the pages is what was there; that it cannot be
+populated is an error all the same, when all of it is locked already.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKED_MASK
+from emulator.uapi import (
+    EINVAL,
+    ENOMEM,
+    EPERM,
+    MCL_CURRENT,
+    MCL_FUTURE,
+    MCL_ONFAULT,
+    MLOCK_ONFAULT,
+    result_name,
+)
+from oracle.specification_page import Page, Pages, Refusal, Settings, beyond_file, wrong_result
+
+if TYPE_CHECKING:
+    from emulator.workload import Op
+    from oracle.specification import Specification
+
+
+def lock_flags(op: Op) -> int:
+    """The lock flags that mlock, mlock2 or munlock gives."""
+    if op.kind == "munlock":
+        return 0
+    return VM_LOCKED_MASK if op.kind == "mlock2" and op.args[2] & MLOCK_ONFAULT else VM_LOCKED
+
+
+def with_lock(page: Page, flags: int) -> Page:
+    """The page with these lock flags and no others."""
+    return Page(page.flags & ~VM_LOCKED_MASK | flags, page.backing, page.content)
+
+
+def can_populate(page: Page) -> bool:
+    return page.flags & VM_ACCESS_FLAGS != 0 and not beyond_file(page)
+
+
+def locked_pages(pages: Pages) -> int:
+    return sum(page.flags & VM_LOCKED != 0 for page in pages.values())
+
+
+def may_lock(spec: Specification, pages: Pages, more: int) -> bool:
+    """Does RLIMIT_MEMLOCK leave room for ``more`` pages (mlock_future_ok)?"""
+    limit = spec.limits.memlock
+    return limit is None or locked_pages(pages) + more <= limit
+
+
+def _result(op: Op, ret: int, want: int) -> Refusal | None:
+    return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
+
+
+def mlock(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    """mlock, mlock2 and munlock: the mappings up to the first hole get the flags."""
+    if op.kind == "mlock2" and op.args[2] & ~MLOCK_ONFAULT:
+        return _result(op, ret, -EINVAL)
+    addr, length = op.args[:2]
+    flags = lock_flags(op)
+    if flags:
+        if spec.limits.memlock == 0:
+            return _result(op, ret, -EPERM)
+        held = sum(number in pages and pages[number].flags & VM_LOCKED != 0 for number in range(addr, addr + length))
+        if not may_lock(spec, pages, length - held):
+            return _result(op, ret, -ENOMEM)
+    want = 0
+    for number in range(addr, addr + length):
+        page = pages.get(number)
+        if page is None:
+            return _result(op, ret, -ENOMEM)
+        pages[number] = with_lock(page, flags)
+        if flags == VM_LOCKED and not can_populate(page):
+            want = -ENOMEM  # the hole, if there is one, is found first, with the same error
+    return _result(op, ret, want)
+
+
+def mlockall(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    """mlockall and munlockall. What cannot be populated is no error here."""
+    asked = op.args[0] if op.kind == "mlockall" else 0
+    limit = spec.limits.memlock
+    if op.kind == "mlockall":
+        if not asked or asked == MCL_ONFAULT or asked & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT):
+            return _result(op, ret, -EINVAL)
+        if limit == 0:
+            return _result(op, ret, -EPERM)
+        if asked & MCL_CURRENT and limit is not None and len(pages) > limit:
+            return _result(op, ret, -ENOMEM)
+    set_future(spec, op)
+    flags = current_flags(op)
+    if flags is not None:
+        for number, page in pages.items():
+            pages[number] = with_lock(page, flags)
+    return _result(op, ret, 0)
+
+
+def current_flags(op: Op) -> int | None:
+    """The lock flags that everything mapped gets; None: as they are."""
+    asked = op.args[0] if op.kind == "mlockall" else 0
+    if asked & MCL_CURRENT:
+        return VM_LOCKED_MASK if asked & MCL_ONFAULT else VM_LOCKED
+    return None if asked & MCL_FUTURE else 0
+
+
+def set_future(spec: Specification, op: Op) -> None:
+    """What mappings to come will have; without MCL_FUTURE that ends."""
+    asked = op.args[0] if op.kind == "mlockall" else 0
+    lock = 0
+    if asked & MCL_FUTURE:
+        lock = VM_LOCKED_MASK if asked & MCL_ONFAULT else VM_LOCKED
+    if lock:
+        spec.settings[op.proc] = Settings(lock)
+    else:
+        spec.settings.pop(op.proc, None)
