@@ -113,6 +113,8 @@ class Profile(NamedTuple):
     # Advice that the kernel does not know yet: guard regions came with 6.13 (L. Stoakes, "mm: madvise: implement
     # lightweight guard page mechanism"), MADV_COLLAPSE with 6.1 (Z. O'Keefe, "mm: userspace hugepage collapse").
     advice_unknown: tuple[int, ...] = ()
+    # MADV_POPULATE_* ends at the first hole: between 6.1 and 6.12. Before, it went on behind it, one VMA after another.
+    populate_ends_at_hole: bool = True
     # VMAs to which MADV_DOFORK is refused: VM_IO; since 6.19 or 7.0 all VM_SPECIAL.
     dofork_refused: int = VM_IO
 
@@ -168,6 +170,7 @@ PROFILES: Final[dict[str, Profile]] = {
             split_maps_zero_page=False,
             pt_reclaim=False,
             advice_unknown=(MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
+            populate_ends_at_hole=False,
             ksm_per_process=False,
             stack_grows_under_read_lock=True,
             gup_grows_stack=True,

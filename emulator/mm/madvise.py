@@ -253,6 +253,25 @@ def known_advice(mm: MmStruct, advice: int) -> bool:
     )  # fmt: skip
 
 
+def madvise_populate(mm: MmStruct, start: int, end: int, write: bool) -> int:
+    """Fault [start, end) in. The first error ends it; a hole is one, which older kernels report when they are done."""
+    if mm.machine.profile.populate_ends_at_hole:
+        return gup.faultin_page_range(mm, start, end, write)
+    holes = 0
+    while start < end:
+        area = mm.mm_mt.find(start)
+        if area is None or area.vm_start > start:
+            holes = -ENOMEM
+        if area is None or area.vm_start >= end:
+            break
+        stop = min(area.vm_end, end)
+        error = gup.faultin_page_range(mm, max(start, area.vm_start), stop, write)
+        if error:
+            return error
+        start = stop
+    return holes
+
+
 def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     """madvise(2) on [start, start+length), bytes; the length is rounded up to pages. 0 or -errno.
 
@@ -266,7 +285,7 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     if not size:
         return 0
     if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
-        return gup.faultin_page_range(mm, start, start + size, advice == MADV_POPULATE_WRITE)
+        return madvise_populate(mm, start, start + size, advice == MADV_POPULATE_WRITE)
     lock = mm.mmap_lock
     for_write = advice in VMA_FLAGS
     while True:

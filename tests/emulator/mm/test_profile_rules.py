@@ -22,6 +22,7 @@ from emulator.uapi import (
     MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_PAGEOUT,
+    MADV_POPULATE_WRITE,
     MAP_GROWSDOWN,
     MAP_NORESERVE,
     MAP_PRIVATE,
@@ -373,6 +374,15 @@ def move_locked_memory(profile: Profile) -> object:
     return world.mm().locked_vm, [bool(world.vma(page).vm_flags & VM_LOCKED) for page in (0, 20)]
 
 
+def populate_across_a_hole(profile: Profile) -> object:
+    """MADV_POPULATE_WRITE over a mapping, a hole and a mapping: the result, and which of the two is faulted."""
+    world = World(profile=profile)
+    world.mmap(0, 1)
+    world.mmap(2, 1)
+    result = world.do("madvise", 0, 3, MADV_POPULATE_WRITE)
+    return result, [world.vma(page).anon_vma is not None for page in (0, 2)]
+
+
 RULES: Final = {
     "vm_ignore_merge": Rule(
         guard_flag,
@@ -467,6 +477,9 @@ RULES: Final = {
     "mremap_realigns": Rule(move_from_within_a_table, {True: True, False: False}),
     "dontunmap_counts_locked": Rule(
         move_locked_memory, {True: (4, [False, True]), False: (2, [False, True])}
+    ),
+    "populate_ends_at_hole": Rule(
+        populate_across_a_hole, {True: (-ENOMEM, [True, False]), False: (-ENOMEM, [True, True])}
     ),
 }
 
