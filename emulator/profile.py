@@ -2,7 +2,8 @@
 
 A field is one rule that changed between releases. Its value is what Linux 6.18 does, so that a profile lists only
 where it differs; its comment says since when the rule is so and where that can be read up (the title of the patch, the
-commit where it is known). Each field is asked at one place in ``emulator/mm``. docs/machine.md has the table.
+commit where it is known). Each field is asked at one place in ``emulator/mm`` (the flags that a merge ignores: wherever
+flags are compared or kept). docs/machine.md has the table.
 
 6.18 is its late stable series (6.18.44), with the fixes and the guard flag that came back from later kernels and that
 the first 6.18 releases had not. 7.0 is read from 7.0-rc6, 5.17 from 5.17-rc5.
