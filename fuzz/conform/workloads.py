@@ -14,14 +14,15 @@ from emulator.workload import Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
-from oracle.live.calls import expressible
+from oracle.live.calls import CALLS, expressible
 from oracle.live.view import Depth
 
 GEOMETRY: Final = "x86-64"
 ROUND_STEPS: Final = 2000
 _LENGTHS: Final = (8, 16, 24, 32, 48, 60)  # steps of a workload: a fresh process costs as much as some twenty steps
 
-WEIGHTS: Final[dict[str, int]] = {
+_OTHERS: Final = 3  # the weight of whatever else a running kernel can be asked for
+WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "mmap": 16,
     "munmap": 8,
     "mremap": 24,

@@ -21,6 +21,8 @@ JOURNAL: Final = Path("/run/vmafuzz-settings.json")
 QUIET: Final[Mapping[str, str]] = {
     # milliseconds between two visits of khugepaged; the most that an unsigned int holds, seven weeks
     "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "4294967295",
+    # the machine has no huge page of zeros: a read fault brings a huge page of its own
+    "/sys/kernel/mm/transparent_hugepage/use_zero_page": "0",
     # 2**n pages are read from swap at once: only the one that is asked for
     "/proc/sys/vm/page-cluster": "0",
 }
