@@ -100,6 +100,9 @@ class Profile(NamedTuple):
     # A huge page that is split gives its pages of zeros back, and the zero page is mapped in their place: since 6.12
     # (Y. Zhao, "mm: remap unused subpages to shared zeropage when splitting isolated thp").
     split_maps_zero_page: bool = True
+    # When PTEs take the place of a PMD, the rmap is asked whether mapping and index of the page fit the VMA: between
+    # 5.17 and 6.18. Before, only the mapcounts were counted up.
+    split_checks_rmap: bool = True
 
     # ---- mm/memory.c
     # A page that is swapped in for a write leaves the swap cache before it is mapped, so even one that is known to be
@@ -169,6 +172,7 @@ PROFILES: Final[dict[str, Profile]] = {
             thp_aligned_anon=False,
             mprotect_uncharges=False,
             split_maps_zero_page=False,
+            split_checks_rmap=False,
             pt_reclaim=False,
             advice_unknown=(MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             populate_ends_at_hole=False,

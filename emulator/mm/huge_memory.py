@@ -341,7 +341,8 @@ def split_huge_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: in
         swap.folio_put(m, folio)
     else:
         swap.folio_ref_add(folio, nr - 1)
-        rmap_counts.folio_add_anon_rmap_ptes(folio, 0, nr, vma, haddr, exclusive)
+        check = m.profile.split_checks_rmap
+        rmap_counts.folio_add_anon_rmap_ptes(folio, 0, nr, vma, haddr, exclusive, check=check)
         pte = entry & ~PSE
         for i in range(nr):
             table.set(i, pte + (i << PFN_SHIFT))

@@ -117,11 +117,15 @@ def check_exclusive(folio: Folio, page: int, nr: int, vma: VmAreaStruct) -> None
 
 
 def folio_add_anon_rmap_ptes(
-    folio: Folio, page: int, nr: int, vma: VmAreaStruct, address: int, exclusive: bool
+    folio: Folio, page: int, nr: int, vma: VmAreaStruct, address: int, exclusive: bool, *, check: bool = True
 ) -> None:
-    """Pages [page, page+nr) of an anonymous folio get a PTE each, the first at ``address``. The folio is locked."""
+    """Pages [page, page+nr) of an anonymous folio get a PTE each, the first at ``address``. The folio is locked.
+
+    ``check``: is it looked at whether mapping and index of the folio fit?
+    """
     add_rmap_ptes(folio, page, nr, vma)
-    check_anon_rmap(folio, page, vma, address)
+    if check:
+        check_anon_rmap(folio, page, vma, address)
     if exclusive:
         folio.anon_exclusive |= ((1 << nr) - 1) << page
     check_exclusive(folio, page, nr, vma)

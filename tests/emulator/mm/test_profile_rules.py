@@ -311,6 +311,17 @@ def split_a_huge_page(profile: Profile) -> object:
     return [bool(world.pte(page) & SPECIAL) for page in (2, 4)]
 
 
+def split_what_does_not_fit(profile: Profile) -> object:
+    """A huge page with a wrong index is mapped by PTEs from now on: what the kernel complains of."""
+    world = World(profile=profile)
+    world.mmap(0, 8)
+    assert world.do("madvise", 0, 8, MADV_HUGEPAGE) == 0
+    world.write(3)
+    world.folio(3).index += 1
+    assert world.do("mprotect", 0, 4, PROT_READ) == 0
+    return [rule for rule, *_ in world.machine.sched.warnings]
+
+
 def swap_in_for_a_write(profile: Profile) -> object:
     """A page that one process has, swapped out and written again: is it still in the swap cache?"""
     world = World(profile=profile)
@@ -436,6 +447,7 @@ RULES: Final = {
         protect_what_nobody_touched, {True: (2, [(0, 2), (2, 2)]), False: (4, [(0, 4)])}
     ),
     "split_maps_zero_page": Rule(split_a_huge_page, {True: [True, True], False: [False, False]}),
+    "split_checks_rmap": Rule(split_what_does_not_fit, {True: ["page-check-anon-rmap"], False: []}),
     "swap_freed_before_mapping": Rule(swap_in_for_a_write, {True: False, False: True}),
     "pt_reclaim": Rule(collapse_what_was_dropped, {True: -EINVAL, False: 0}),
     "advice_unknown": Rule(
