@@ -5,6 +5,7 @@
   exclusive anonymous page; the zero page is never writable.
 * A page of a file is mapped where the file offset says, with the file's own folio unless it was copied.
 * An exclusive page (PG_anon_exclusive, or a swap entry that says so) has one entry in all of the machine.
+* Nobody writes to the zero page, nor to what describes it: it is everybody's.
 
 Page offsets of anonymous pages are the rmap oracle's business.
 """
@@ -50,6 +51,10 @@ class StructureOracle:
         for leaf in observer.leaves:
             if leaf.entry:
                 self._check_leaf(leaf, step, found)
+        zero = observer.machine.phys.zero_folio
+        if zero.index or zero.mapping is not None or zero.content != [{}]:
+            detail = f"the zero page has index {zero.index:#x}, mapping {zero.mapping}, contents {zero.content[0]}"
+            found.append(finding("structure", "zero-page-changed", detail, step, subjects=(("folio", zero.pfn),)))
         return found
 
     # ---- VMAs

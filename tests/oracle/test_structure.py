@@ -126,6 +126,15 @@ def test_zero_page_writable(world: World) -> None:
     assert signatures(world) == ["structure/zero-page-writable"]
 
 
+@pytest.mark.parametrize("what", ["index", "mapping", "content"])
+def test_zero_page_changed(world: World, what: str) -> None:
+    """Whoever writes to the zero page, or to what describes it, writes to everybody's."""
+    zero = world.machine.phys.zero_folio
+    value = {"index": 7, "mapping": world.mm.mm_mt.lookup(70 << 12).anon_vma, "content": [{0: 5}]}[what]  # type: ignore[union-attr]
+    setattr(zero, what, value)
+    assert signatures(world) == ["structure/zero-page-changed"]
+
+
 def test_writable_page_that_is_shared(world: World) -> None:
     """fork that forgets to write-protect the parent: its writes show in the child."""
     vma = world.mm.mm_mt.lookup(70 << 12)
