@@ -204,6 +204,8 @@ def commit_adjust(
         mapping.i_mmap_rwsem.down_write()
     moving = [area] if shifted is None else [area, shifted]
     if anon_vma is not None:
+        if shifted is not None and shifted.anon_vma not in (None, anon_vma):
+            mm.machine.warn("adjust-two-anon-vmas", f"{area} and {shifted} change, and one lock is held", anon_vma)
         rmap.anon_vma_lock_write(anon_vma)
         mm.machine.sched.point("merge.rmap_locked")
         for changed in moving:
@@ -226,8 +228,13 @@ def commit_adjust(
     if mapping is not None:
         mapping.i_mmap_rwsem.up_write()
     if removed is not None:
-        rmap.unlink_anon_vmas(removed)
+        anon_vma_merge(area, removed)
         mm.map_count -= 1
+
+
+def anon_vma_merge(area: VmAreaStruct, removed: VmAreaStruct) -> None:
+    """``removed`` is part of ``area`` now, and leaves the rmap."""
+    rmap.unlink_anon_vmas(removed)
 
 
 def move_boundary(plan: Plan, start: int, pgoff: int) -> None:

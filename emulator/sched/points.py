@@ -64,6 +64,7 @@ POINTS: Final[dict[str, str]] = {
     "madvise.locked": "mmap_lock is held, for reading or writing as the advice needs",
     # merging
     "merge.rmap_locked": "VMAs are about to get other ranges, under the rmap locks",
+    "merge.page_reconnected": "a page of a VMA that a merge swallowed has the other's anon_vma (a design's)",
     # migration
     "migrate.copied": "the contents are in the new folio, which has not taken the old one's place yet",
     "migrate.entries_removed": "no migration entry is left; old and new folio are still locked",
@@ -107,6 +108,7 @@ POINTS: Final[dict[str, str]] = {
     "relocate.folio_relocated": "a folio has the destination's mapping and index, still mapped in the old place",
     "relocate.folio_split": "a large folio is split, to be relocated page by page; no page-table lock held",
     "relocate.folio_undone": "a folio has the source's mapping and index again",
+    "relocate.index_updated": "a page has the index of its new place, and no VMA is there yet",
     "relocate.pinned_skipped": "a folio that may be pinned is passed over",
     "relocate.undo_begin": "relocation is about to be undone, nothing undone yet",
     "relocate.vma_split": "the destination is cut where relocation stopped, no page table moved",
