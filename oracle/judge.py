@@ -118,6 +118,19 @@ class Judge:
         return True
 
 
+def limits_of(machine: Machine) -> Limits:
+    """What bounds the machine's processes, for a specification of them."""
+    geometry = machine.geometry
+    return Limits(
+        top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
+        total=geometry.task_size >> PAGE_SHIFT,
+        mremap_flags=machine.image.design.mremap_flags,
+        mremap_checks_first=machine.profile.mremap_checks_first,
+        mremap_moves_several=machine.profile.mremap_moves_several,
+        memlock=machine.profile.memlock_pages,
+    )
+
+
 class _Run:
     """One workload on one machine."""
 
@@ -134,17 +147,7 @@ class _Run:
         self.visible = VisibleOracle(observer)
         self.collision = CollisionOracle(self.visible)
         self.differential = None if reference is None else DifferentialOracle(machine, reference)
-        geometry = machine.geometry
-        self.spec = Specification(
-            Limits(
-                top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
-                total=geometry.task_size >> PAGE_SHIFT,
-                mremap_flags=machine.image.design.mremap_flags,
-                mremap_checks_first=machine.profile.mremap_checks_first,
-                mremap_moves_several=machine.profile.mremap_moves_several,
-                memlock=machine.profile.memlock_pages,
-            )
-        )
+        self.spec = Specification(limits_of(machine))
         self.relocates = bool(machine.image.design.replaces)  # the code as it is cannot relocate anything
         self.findings: list[Finding] = []
         self.outcomes: list[tuple[Outcome, ...]] = []

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from emulator.geometry import PAGE_SHIFT
 from emulator.machine import Machine
 from emulator.workload import Step
+from oracle.judge import limits_of
 from oracle.live.view import StepView
 from oracle.specification import Specification
-from oracle.specification_page import Limits
 
 
 class Blame:
     """Follows a workload on the specification; asked when the two sides differ."""
 
     def __init__(self, machine: Machine) -> None:
-        geometry = machine.geometry
-        self._spec = Specification(
-            Limits(
-                top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
-                total=geometry.task_size >> PAGE_SHIFT,
-                mremap_flags=machine.image.design.mremap_flags,
-            )
-        )
+        self._spec = Specification(limits_of(machine))
 
     def follow(self, step: Step, view: StepView, token: int) -> None:
         """A step on which both agreed."""
