@@ -204,7 +204,8 @@ class DifferentialOracle:
         except KernelBug as bug:
             self.detach(index, f"the reference stopped: {bug}")
             return []
-        if self._machine.store_log or step.ops[0].kind not in _SINGLE_PAGES or len(step.ops) > 1:
+        failed = outcomes[0].injected or outcomes[0].ret < 0  # it may have made its VMA faulted before that
+        if self._machine.store_log or failed or step.ops[0].kind not in _SINGLE_PAGES or len(step.ops) > 1:
             self._compare_layouts(step, index, outcomes, equal, found)
         return found
 
