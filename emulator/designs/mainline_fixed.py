@@ -57,11 +57,11 @@ def unmap_source_vma(original: Original, vrm: mremap.VmaRemapStruct) -> None:
 
 
 def dontunmap_complete(original: Original, vrm: mremap.VmaRemapStruct, new: VmAreaStruct) -> None:
-    """The VMA that stays is not locked any more, so its pages do not count as locked."""
+    """The VMA that stays is not locked any more, all of it: its pages, and no others, count as locked no longer."""
     source = vrm.source()
-    if source.vm_flags & VM_LOCKED:
-        vrm.mm.locked_vm -= vma.vma_pages(source)
+    locked = vrm.mm.locked_vm - (vma.vma_pages(source) if source.vm_flags & VM_LOCKED else 0)
     original(vrm, new)
+    vrm.mm.locked_vm = locked
 
 
 def mmap_new_area(

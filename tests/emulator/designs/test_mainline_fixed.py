@@ -9,6 +9,7 @@ import pytest
 from emulator.designs.mainline import Mainline
 from emulator.designs.mainline_fixed import MainlineFixed
 from emulator.image import KernelImage
+from emulator.profile import PROFILES
 from fuzz.workload import wire
 from oracle.judge import Judge
 
@@ -29,6 +30,15 @@ def test_mended(leak: str) -> None:
     found = Judge(KernelImage(Mainline)).run(workload).findings
     assert [finding.oracle for finding in found] == ["accounting"]
     assert Judge(KernelImage(MainlineFixed), KernelImage(Mainline)).run(workload).findings == ()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("leak", LEAKS)
+def test_mended_on_every_kernel(leak: str, profile: str) -> None:
+    """A mend does no harm where the kernel leaks less."""
+    workload = wire.decode((FOLDER / f"{leak}.msgpack").read_bytes())
+    image, reference = KernelImage(MainlineFixed), KernelImage(Mainline)
+    assert Judge(image, reference, profile=profile).run(workload).findings == ()
 
 
 @pytest.mark.parametrize("name", sorted(MainlineFixed.replaces))
