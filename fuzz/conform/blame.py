@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from emulator.errors import InternalError
 from emulator.machine import Machine
 from emulator.workload import Step
 from oracle.judge import limits_of
@@ -10,20 +11,32 @@ from oracle.specification import Specification
 
 
 class Blame:
-    """Follows a workload on the specification; asked when the two sides differ."""
+    """Follows a workload on the specification; asked when the two sides differ.
+
+    From the first operation on that the specification does not know, it has no opinion.
+    """
 
     def __init__(self, machine: Machine) -> None:
-        self._spec = Specification(limits_of(machine))
+        self._spec: Specification | None = Specification(limits_of(machine))
 
     def follow(self, step: Step, view: StepView, token: int) -> None:
         """A step on which both agreed."""
-        self._spec.apply(step.ops[0], view.outcomes[0], token)
+        if self._spec is not None:
+            try:
+                self._spec.apply(step.ops[0], view.outcomes[0], token)
+            except InternalError:
+                self._spec = None
 
     def of(self, step: Step, machine: StepView, live: StepView, token: int) -> str:
         """Who is wrong about this step, with the promise that is broken; empty where the specification allows both."""
+        if self._spec is None:
+            return ""
         sentences = []
         for who, view in (("the machine", machine), ("the kernel", live)):
-            refusal = self._spec.copy().apply(step.ops[0], view.outcomes[0], token)
+            try:
+                refusal = self._spec.copy().apply(step.ops[0], view.outcomes[0], token)
+            except InternalError:
+                return ""
             if refusal is not None:
                 sentences.append(f"{who}: {refusal.detail}")
         return "; ".join(sentences)
