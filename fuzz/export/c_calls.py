@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # The order in which people write them.
 _PROT: Final = ("PROT_READ", "PROT_WRITE", "PROT_EXEC")
 _MAP: Final = ("MAP_SHARED", "MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_FIXED", "MAP_FIXED_NOREPLACE", "MAP_NORESERVE")
+_MLOCK: Final = ("MLOCK_ONFAULT",)
+_MCL: Final = ("MCL_CURRENT", "MCL_FUTURE", "MCL_ONFAULT")
 _MREMAP: Final = ("MREMAP_MAYMOVE", "MREMAP_FIXED", "MREMAP_DONTUNMAP")
 _ADVICE: Final = {value: name for name, value in vars(uapi).items() if name.startswith("MADV_")}
 _KERNEL_ONLY: Final = KERNEL_ACTIVITY | {"gup_fast", "gup_slow", "unpin", "pin_write"}
@@ -104,6 +106,24 @@ def _madvise(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(madvise({_at(addr)}, {_bytes(length)}, {_ADVICE[advice]}), {_result(outcome)});"
 
 
+def _mlock(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length = op.args
+    return f"expect({op.kind}({_at(addr)}, {_bytes(length)}), {_result(outcome)});"
+
+
+def _mlock2(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, flags = op.args
+    return f"expect(mlock2({_at(addr)}, {_bytes(length)}, {_with_rest(flags, _MLOCK)}), {_result(outcome)});"
+
+
+def _mlockall(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect(mlockall({_with_rest(op.args[0], _MCL)}), {_result(outcome)});"
+
+
+def _munlockall(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect(munlockall(), {_result(outcome)});"
+
+
 def _fork(op: Op, outcome: Outcome, number: int) -> str:
     return f"fork_process({op.args[0]});"
 
@@ -136,6 +156,11 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "mremap": _mremap,
     "mprotect": _mprotect,
     "madvise": _madvise,
+    "mlock": _mlock,
+    "munlock": _mlock,
+    "mlock2": _mlock2,
+    "mlockall": _mlockall,
+    "munlockall": _munlockall,
     "fork": _fork,
     "exit": _exit,
     "read": _read,
@@ -177,6 +202,15 @@ def _bytes(pages: int) -> str:
 
 def _bits(value: int, names: tuple[str, ...], none: str = "0") -> str:
     return " | ".join(name for name in names if value & getattr(uapi, name)) or none
+
+
+def _with_rest(value: int, names: tuple[str, ...]) -> str:
+    """As ``_bits``, with what has no name as a number."""
+    rest = value
+    for name in names:
+        rest &= ~getattr(uapi, name)
+    named = _bits(value, names, "") if value != rest else ""
+    return " | ".join(word for word in (named, str(rest) if rest or not named else "") if word)
 
 
 def _result(outcome: Outcome) -> str:

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 TAB: Final = 8  # columns
 WIDTH: Final = 110  # columns; only a step's text may be longer
 # Constants that the headers of an old C library may not have.
-_NEWER: Final = ("MAP_FIXED_NOREPLACE", "MREMAP_DONTUNMAP", "MADV_PAGEOUT")
+_ADVICE_KNOWN: Final = 18  # MADV_WIPEONFORK and what came after it: C libraries in use may not know it
+_NEWER: Final = (
+    *("MAP_FIXED_NOREPLACE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT"),
+    *(name for name, value in vars(uapi).items() if name.startswith("MADV_") and value >= _ADVICE_KNOWN),
+)
 _END: Final = 24  # columns at the end of a statement that no line ends in
 _LETTERS: Final = (("r", PROT_READ), ("w", PROT_WRITE), ("x", PROT_EXEC))
 _CALLED: Final = re.compile(r"\b([a-z_]+)\(")
