@@ -372,6 +372,7 @@ class Folio:
         "pincount",
         "refcount",
         "swap",
+        "swapbacked",
         "swapcache",
         "uptodate",
         "writeback",
@@ -394,6 +395,8 @@ class Folio:
         self.anon_exclusive = 0
         self.swapcache = False
         self.swap = 0  # first swap slot while in the swap cache
+        # PG_swapbacked, of anonymous folios: without it reclaim throws the folio away if it is clean (MADV_FREE)
+        self.swapbacked = True
         self.dirty = False
         self.uptodate = True
         self.writeback = False

@@ -49,7 +49,8 @@ FOLL_PIN: Final = 2  # absent: FOLL_GET, an ordinary reference
 FOLL_LONGTERM: Final = 4
 
 MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x10 | 0x4000 | 0x100000  # SHARED PRIVATE FIXED NORESERVE NOREPLACE
-ADVICE_ALLOWED: Final = (4, 14, 15, 21, 25)  # DONTNEED HUGEPAGE NOHUGEPAGE PAGEOUT COLLAPSE
+# All advice of madvise(2) about private memory and files, but for REMOVE, (UN)MERGEABLE and DONTNEED_LOCKED.
+ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25)
 
 
 class OpSpec(NamedTuple):

@@ -18,6 +18,7 @@ from oracle.comparison import Table, VisibleOracle, spans_of
 from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY
 from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
+from oracle.specification_lock import decided
 from oracle.specification_page import FAILURES
 
 if TYPE_CHECKING:
@@ -117,6 +118,9 @@ class _Search:
         refusal = after.apply(op, outcome, mark)
         if refusal is None:
             yield after
+            if after.unsettled:  # what comes next may depend on it
+                yield decided(after, locked=False)
+                yield decided(after, locked=True)
         else:
             spans = [(op.proc, n) for start, length in spans_of(op, outcome.ret) for n in range(start, start + length)]
             self._note(len(order), refusal, (*order, number), spans)

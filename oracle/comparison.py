@@ -178,7 +178,7 @@ class VisibleOracle:
         if whole is not None:
             return whole, -1, -1
         if spec.unsettled:
-            _add_unsettled(spec, table)
+            self._settle(spec, table)
         for label, numbers in table.items():
             for number, entry in self.suspects(spec, label, numbers):
                 difference = self.view.difference(spec, label, number, entry)
@@ -189,6 +189,13 @@ class VisibleOracle:
             if difference is not None:
                 return difference, -1, -1
         return None
+
+    def _settle(self, spec: Specification, table: Table) -> None:
+        """What the specification left open is settled by looking at it; what is wrong there is still to be told."""
+        for label, number in spec.unsettled:
+            self.view.difference(spec, label, number)
+            table.setdefault(label, {}).setdefault(number, UNKNOWN)
+        spec.unsettled.clear()
 
     def _whole(self, spec: Specification) -> Difference | None:
         """Processes that live and pins that are held."""
@@ -210,7 +217,7 @@ class VisibleOracle:
         if whole is not None:
             found.append(_finding(whole, step, ops, ()))
         if spec.unsettled:
-            _add_unsettled(spec, table)
+            self._settle(spec, table)
         for label, numbers in table.items():
             for number, entry in self.suspects(spec, label, numbers):
                 difference = self.view.difference(spec, label, number, entry)
@@ -276,13 +283,6 @@ class VisibleOracle:
                 got = self.view.content(vma, address, self.view.entry(mm, address))
                 if _is_copy(got, spec.content(page), stores):
                     self.view.take_content(spec, label, number)
-
-
-def _add_unsettled(spec: Specification, table: Table) -> None:
-    """What the specification left open is settled by looking at it."""
-    for label, number in spec.unsettled:
-        table.setdefault(label, {}).setdefault(number, UNKNOWN)
-    spec.unsettled.clear()
 
 
 def _is_copy(got: int, want: int, stores: list[tuple[int, int]]) -> bool:

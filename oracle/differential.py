@@ -21,6 +21,8 @@ from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.mm_types import VM_LOCKED
 from emulator.uapi import (
     MADV_COLLAPSE,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
     MAP_FIXED,
     MAP_LOCKED,
     MAP_POPULATE,
@@ -155,6 +157,8 @@ class DifferentialOracle:
         """May the op have been faulting in pages, which fails in part and without a word?"""
         if op.kind in ACCESSES or op.kind in KERNEL_ACTIVITY or op.kind in ("fork", "munmap"):
             return False
+        if op.kind == "madvise" and op.args[2] in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+            return True
         if op.kind in LOCKS or (op.kind == "mmap" and op.args[3] & (MAP_POPULATE | MAP_LOCKED)):
             return True
         mm = self._machine.procs.get(op.proc)
@@ -261,6 +265,16 @@ class DifferentialOracle:
             self._alike[label] = alike(mine, other)
 
     # ---- pages and sharing
+
+    def look_for_dropped(self, index: int, spec: Specification) -> None:
+        """Detach the reference when it has thrown away what the design has kept (MADV_FREE)."""
+        if self.detached:
+            return
+        for label, pages in spec.procs.items():
+            for number, page in pages.items():
+                if page.dropped is not None and self._visible.view.holds(label, number) != spec.content(page):
+                    self.detach(index, "the reference has thrown away what MADV_FREE let it")
+                    return
 
     def check_pages(self, index: int, spec: Specification, table: Table) -> list[Finding]:
         """The design agrees with ``spec`` at these pages already; so must the reference, and on sharing too."""

@@ -249,6 +249,7 @@ class _Run:
     def _meaning(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
         """The oracles that look at what the operations mean to a process."""
         fate: dict[int, Fate] = {}
+        choices = self.spec.choices
         if len(step.ops) == 1:
             order: tuple[int, ...] = (0,)
             op, outcome = step.ops[0], outcomes[0]
@@ -274,9 +275,13 @@ class _Run:
             order, wild, self.spec = explained
             found = []
         if not found and self.differential is not None:
+            if self.spec.choices != choices:
+                self.differential.detach(index, "the kernel has thrown away what MADV_FREE let it")
             if wild:
                 self.differential.detach(index, "what was written through a mere reference may show differently")
             found = self.differential.check(step, index, outcomes, order, fate)
+            if self.spec.frees:
+                self.differential.look_for_dropped(index, self.spec)
         return found
 
     def _after_failure(

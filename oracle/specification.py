@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import InternalError
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_NORESERVE
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_DONTCOPY, VM_LOCKED, VM_NORESERVE, VM_WIPEONFORK
 from emulator.uapi import (
     EAGAIN,
     EBUSY,
@@ -53,6 +53,7 @@ from oracle.specification_page import (
     Settings,
     beyond_file,
     content_difference,
+    erased,
     names,
     protected,
     unlocked,
@@ -63,12 +64,25 @@ if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
 
 NO_SETTINGS: Final = Settings()
+_CHANGED_BY_FORK: Final = VM_LOCKED | VM_DONTCOPY | VM_WIPEONFORK
 
 
 class Specification:
     """The state of all processes, files and pins. Cheap to copy: pages are immutable and shared by copies."""
 
-    __slots__ = ("cells", "files", "limits", "next_cell", "pins", "procs", "settings", "unsettled", "wild")
+    __slots__ = (
+        "cells",
+        "choices",
+        "files",
+        "frees",
+        "limits",
+        "next_cell",
+        "pins",
+        "procs",
+        "settings",
+        "unsettled",
+        "wild",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -78,6 +92,8 @@ class Specification:
         self.cells: dict[int, int] = {}
         self.pins: dict[int, PinState] = {}
         self.next_cell = 1
+        self.frees = False  # something may be, or have been, thrown away (MADV_FREE)
+        self.choices = 0  # how often it turned out that the kernel had thrown something away
         self.unsettled: list[tuple[int, int]] = []  # (process, page) that the machine may show in one of two ways
         self.wild: list[int] = []  # pins without a promise that were written through since it was emptied
 
@@ -90,6 +106,8 @@ class Specification:
         other.cells = dict(self.cells)
         other.pins = dict(self.pins)
         other.next_cell = self.next_cell
+        other.frees = self.frees
+        other.choices = self.choices
         other.unsettled = list(self.unsettled)
         other.wild = list(self.wild)
         return other
@@ -110,10 +128,14 @@ class Specification:
         written = self.files.get((file, page))
         return file_token(file, page) if written is None else written
 
-    def _store(self, pages: Pages, number: int, page: Page, at: int, token: int) -> None:
+    def _store(self, label: int, pages: Pages, number: int, page: Page, at: int, token: int) -> None:
         lane = at * LANE
-        new = self.content(page) & ~(((1 << LANE) - 1) << lane) | token << lane
-        self.set_content(pages, number, page, new)
+        mask = ~(((1 << LANE) - 1) << lane)
+        other = page.other()
+        if other is not None:  # no more to be thrown away, from now on
+            page = pages[number] = Page(page.flags, page.backing, page.content, ~(other & mask | token << lane))
+            self.unsettled.append((label, number))
+        self.set_content(pages, number, page, self.content(page) & mask | token << lane)
 
     def set_content(self, pages: Pages, number: int, page: Page, content: int) -> None:
         """Give the page these contents, wherever they are kept."""
@@ -123,7 +145,27 @@ class Specification:
         elif page.content is not None and page.content < 0:
             self.cells[-page.content] = content
         else:
-            pages[number] = Page(page.flags, backing, content)
+            pages[number] = Page(page.flags, backing, content, page.dropped)
+
+    def settle_dropped(self, pages: Pages, number: int, page: Page, shown: int) -> Page:
+        """A page that the kernel may have emptied holds ``shown``: the page as it is known now.
+
+        Where ``shown`` is neither of the two, or both, nothing is learnt.
+        """
+        kept, other = self.content(page), page.other()
+        if shown == other != kept:
+            assert other is not None
+            self.choices += 1
+            if page.content is not None and page.content < 0:
+                self.cells[-page.content] = other
+            else:
+                page = Page(page.flags, page.backing, other, page.dropped)
+        elif shown != kept:
+            return page
+        elif page.dropped == 0:
+            return page  # kept until now
+        page = pages[number] = Page(page.flags, page.backing, page.content)
+        return page
 
     # ---- one operation
 
@@ -159,7 +201,10 @@ class Specification:
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
         if ret or outcome.data is None:
             return wrong_result(op, ret, "success")
-        want, got = self.content(page), pack_data(outcome.data)
+        got = pack_data(outcome.data)
+        if page.dropped is not None:
+            page = self.settle_dropped(pages, op.args[0], page, got)
+        want = self.content(page)
         if want == got:
             return None
         return Refusal(
@@ -177,7 +222,7 @@ class Specification:
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
         if ret:
             return wrong_result(op, ret, "success")
-        self._store(pages, number, page, at, token)
+        self._store(op.proc, pages, number, page, at, token)
         return None
 
     def _exec(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -291,9 +336,12 @@ class Specification:
         child = dict(pages)
         for number, page in pages.items():
             if page.content is not None and page.content < 0:
-                child[number] = page = Page(page.flags, page.backing, self.cells[-page.content])
-            if page.flags & VM_LOCKED:
-                child[number] = unlocked(page)
+                child[number] = page = Page(page.flags, page.backing, self.cells[-page.content], page.dropped)
+            if page.flags & _CHANGED_BY_FORK:
+                if page.flags & VM_DONTCOPY:
+                    del child[number]
+                    continue
+                child[number] = unlocked(erased(page) if page.flags & VM_WIPEONFORK else page)
         self.procs[label] = child
         return None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from emulator.uapi import MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
 from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
-from oracle.specification_madvise import effect_of
+from oracle.specification_madvise import EFFECTS
 from oracle.specification_mremap import (
     bad_parameters,
     moves_several,
@@ -75,7 +75,14 @@ def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[
     if change is None:
         return []
     addr, length = op.args[:2]
-    return [[{n: pages[n]}, {n: change(pages[n])}] for n in range(addr, addr + length) if n in pages]
+    return [_either(n, pages[n], change(pages[n])) for n in range(addr, addr + length) if n in pages]
+
+
+def _either(number: int, before: Page, after: Page) -> Group:
+    """A page that the call got to or not. What may be thrown away from now on looks as it did before."""
+    if after.dropped is not None and before.dropped is None:
+        return [{number: after}]
+    return [{number: before}, {number: after}]
 
 
 def _change(op: Op) -> Callable[[Page], Page] | None:
@@ -85,13 +92,13 @@ def _change(op: Op) -> Callable[[Page], Page] | None:
         return lambda page: protected(page, args[2])
     if kind in ("mlock", "mlock2", "munlock"):
         return lambda page: with_lock(page, lock_flags(op))
-    if kind == "madvise":
+    if kind == "madvise" and args[2] in EFFECTS:
         return lambda page: _advised(page, args[2])
     return None
 
 
 def _advised(page: Page, advice: int) -> Page:
-    after = effect_of(advice)(page)
+    after = EFFECTS[advice](page)
     return page if isinstance(after, int) else after
 
 

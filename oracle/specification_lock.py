@@ -19,7 +19,17 @@ from emulator.uapi import (
     MLOCK_ONFAULT,
     result_name,
 )
-from oracle.specification_page import Page, Pages, Refusal, Settings, beyond_file, wrong_result
+from oracle.specification_page import (
+    MAYBE_UNLOCKED,
+    Page,
+    Pages,
+    Refusal,
+    Settings,
+    beyond_file,
+    unlocked,
+    with_flags,
+    wrong_result,
+)
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -35,7 +45,7 @@ def lock_flags(op: Op) -> int:
 
 def with_lock(page: Page, flags: int) -> Page:
     """The page with these lock flags and no others."""
-    return Page(page.flags & ~VM_LOCKED_MASK | flags, page.backing, page.content)
+    return with_flags(page, VM_LOCKED_MASK, flags)
 
 
 def can_populate(page: Page) -> bool:
@@ -96,6 +106,16 @@ def mlockall(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | N
         for number, page in pages.items():
             pages[number] = with_lock(page, flags)
     return _result(op, ret, 0)
+
+
+def decided(spec: Specification, *, locked: bool) -> Specification:
+    """The state if all of the pages that may have lost their lock have kept it, or if none has."""
+    after = spec.copy()
+    for label, number in after.unsettled:
+        page = after.procs[label].get(number)
+        if page is not None and page.flags & MAYBE_UNLOCKED:
+            after.procs[label][number] = with_flags(page, MAYBE_UNLOCKED, 0) if locked else unlocked(page)
+    return after
 
 
 def current_flags(op: Op) -> int | None:

@@ -1,7 +1,8 @@
 """madvise in the specification (rules: mm/madvise.c).
 
 Every mapping in the range is done in turn. A hole makes the result -ENOMEM at the end and stops nothing; a mapping
-that refuses ends the call, and what stands before it stays done.
+that refuses ends the call, and what stands before it stays done. Populating ends at the first page that cannot be had,
+holes among them.
 """
 
 from __future__ import annotations
@@ -10,20 +11,46 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import InternalError
-from emulator.mm_types import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE
+from emulator.mm_types import (
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_HUGEPAGE,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_WIPEONFORK,
+)
 from emulator.uapi import (
     EAGAIN,
     EBUSY,
+    EFAULT,
     EINVAL,
     ENOMEM,
+    MADV_COLD,
     MADV_COLLAPSE,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_FREE,
     MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
     MADV_NOHUGEPAGE,
+    MADV_NORMAL,
     MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+    MADV_WIPEONFORK,
+    PROT_READ,
+    PROT_WRITE,
     result_name,
 )
-from oracle.specification_page import Page, Pages, Refusal, erased, wrong_result
+from oracle.specification_page import Page, Pages, Refusal, beyond_file, erased, with_flags, wrong_result
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -32,52 +59,69 @@ if TYPE_CHECKING:
 Effect = Callable[[Page], Page | int]
 """What the page becomes, or the error with which its mapping refuses."""
 
+# Why a range cannot be collapsed (now) hangs on page tables and references, which nobody sees; contents never change.
+COLLAPSE_ERRORS: Final = frozenset((-EINVAL, -EAGAIN, -EBUSY))
+
 
 def keeps_flags(cleared: int, added: int) -> Effect:
     """Advice that is kept in flags of the mapping."""
+    return lambda page: with_flags(page, cleared, added)
 
-    def effect(page: Page) -> Page:
-        return Page(page.flags & ~cleared | added, page.backing, page.content)
 
-    return effect
+def stays(page: Page) -> Page | int:
+    return page
+
+
+def stays_unless_locked(page: Page) -> Page | int:
+    return -EINVAL if page.flags & VM_LOCKED else page
 
 
 def drops(page: Page) -> Page | int:
     return -EINVAL if page.flags & VM_LOCKED else erased(page)
 
 
-def pages_out(page: Page) -> Page | int:
-    return -EINVAL if page.flags & VM_LOCKED else page
+def may_drop(page: Page) -> Page | int:
+    """MADV_FREE: the contents may go at any time, until the page is written to."""
+    if page.flags & VM_LOCKED or page.backing is not None:
+        return -EINVAL
+    return page if page.content == 0 else Page(page.flags, None, page.content, 0)
 
 
-def collapses(page: Page) -> Page | int:
-    return page
+def wipes_on_fork(page: Page) -> Page | int:
+    return -EINVAL if page.backing is not None else with_flags(page, 0, VM_WIPEONFORK)
 
 
 EFFECTS: Final[dict[int, Effect]] = {
-    MADV_COLLAPSE: collapses,
+    MADV_NORMAL: keeps_flags(VM_RAND_READ | VM_SEQ_READ, 0),
+    MADV_RANDOM: keeps_flags(VM_SEQ_READ, VM_RAND_READ),
+    MADV_SEQUENTIAL: keeps_flags(VM_RAND_READ, VM_SEQ_READ),
+    MADV_WILLNEED: stays,
     MADV_DONTNEED: drops,
+    MADV_FREE: may_drop,
+    MADV_DONTFORK: keeps_flags(0, VM_DONTCOPY),
+    MADV_DOFORK: keeps_flags(VM_DONTCOPY, 0),
     MADV_HUGEPAGE: keeps_flags(VM_NOHUGEPAGE, VM_HUGEPAGE),
     MADV_NOHUGEPAGE: keeps_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
-    MADV_PAGEOUT: pages_out,
+    MADV_DONTDUMP: keeps_flags(0, VM_DONTDUMP),
+    MADV_DODUMP: keeps_flags(VM_DONTDUMP, 0),
+    MADV_WIPEONFORK: wipes_on_fork,
+    MADV_KEEPONFORK: keeps_flags(VM_WIPEONFORK, 0),
+    MADV_COLD: stays_unless_locked,
+    MADV_PAGEOUT: stays_unless_locked,
+    MADV_COLLAPSE: stays,
 }
-
-
-# Why a range cannot be collapsed (now) hangs on page tables and references, which nobody sees; contents never change.
-COLLAPSE_ERRORS: Final = frozenset((-EINVAL, -EAGAIN, -EBUSY))
-
-
-def effect_of(advice: int) -> Effect:
-    effect = EFFECTS.get(advice)
-    if effect is None:
-        raise InternalError(f"the specification does not know advice {advice}")
-    return effect
 
 
 def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     """Do the call with this result. None: allowed."""
     addr, length, advice = op.args
-    effect = effect_of(advice)
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        return _populate(spec, pages, op, ret)
+    effect = EFFECTS.get(advice)
+    if effect is None:
+        raise InternalError(f"the specification does not know advice {advice}")
+    if advice == MADV_FREE:
+        spec.frees = True
     want = 0
     for number in range(addr, addr + length):
         page = pages.get(number)
@@ -92,3 +136,33 @@ def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | No
     if advice == MADV_COLLAPSE and ret in COLLAPSE_ERRORS:
         return None
     return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
+
+
+def _populate(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    addr, length, advice = op.args
+    write = advice == MADV_POPULATE_WRITE
+    want = 0
+    for number in range(addr, addr + length):
+        page = pages.get(number)
+        if page is None:
+            want = -ENOMEM
+        elif not page.flags & (PROT_WRITE if write else PROT_READ):
+            want = -EINVAL
+        elif beyond_file(page):
+            want = -EFAULT
+        elif write:
+            pages[number] = written_to(spec, op.proc, number, page)
+        if want:
+            break
+    return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
+
+
+def written_to(spec: Specification, label: int, number: int, page: Page) -> Page:
+    """A page after a write fault that stored nothing: its own, and no more to be thrown away."""
+    backing = page.backing
+    if backing is not None and not backing.shared and page.content is None:
+        return Page(page.flags, backing, spec.content(page))
+    if page.dropped is not None and page.dropped >= 0:
+        spec.unsettled.append((label, number))
+        return Page(page.flags, backing, page.content, ~page.dropped)
+    return page

@@ -35,6 +35,7 @@ from oracle.specification_page import (
     Refusal,
     erased,
     unlocked,
+    with_flags,
     wrong_result,
 )
 
@@ -300,7 +301,7 @@ def _leave_open(spec: Specification, pages: Pages, label: int, numbers: list[int
     for number in numbers:
         page = pages.get(number)  # a move of several mappings leaves holes
         if page is not None:
-            pages[number] = Page(page.flags | MAYBE_UNLOCKED, page.backing, page.content)
+            pages[number] = with_flags(page, 0, MAYBE_UNLOCKED)
             spec.unsettled.append((label, number))
 
 

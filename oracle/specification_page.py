@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
+    VM_DONTCOPY,
+    VM_DONTDUMP,
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_LOCKONFAULT,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
+    VM_RAND_READ,
+    VM_SEQ_READ,
+    VM_WIPEONFORK,
 )
 from emulator.uapi import EAGAIN, ENOMEM, OOM_KILLED, result_name
 from emulator.workload import FILE_PAGES
@@ -22,7 +27,10 @@ if TYPE_CHECKING:
 
 # What a mapping shows of its flags (rwx in /proc/PID/maps, the rest as VmFlags in smaps) and calls decide page by
 # page. Not VM_ACCOUNT, which hangs on whether a VMA was written to, and not what a VMA has as a whole.
-SHOWN: Final = VM_ACCESS_FLAGS | VM_LOCKED | VM_LOCKONFAULT | VM_NORESERVE | VM_HUGEPAGE | VM_NOHUGEPAGE
+SHOWN: Final = (
+    VM_ACCESS_FLAGS | VM_LOCKED | VM_LOCKONFAULT | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY | VM_NORESERVE
+    | VM_WIPEONFORK | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE
+)  # fmt: skip
 
 # Private to the specification, above all flags of the kernel: the VMA may have lost VM_LOCKED_MASK, as one of which
 # a part was moved with DONTUNMAP has. The machine shows whether the page stands in such a VMA.
@@ -40,12 +48,20 @@ class Backing(NamedTuple):
 class Page(NamedTuple):
     """One mapped page. ``flags``: VM_* bits of SHOWN, of which the lowest three are PROT_*.
 
-    ``content``: None is the file's, >= 0 its own (packed), < 0 that of cell ``-content``.
+    ``content``: None is the file's, >= 0 its own (packed), < 0 that of cell ``-content``. ``dropped``: what it holds
+    if the kernel has thrown away what MADV_FREE let it throw away. None: it may not; >= 0: it may do so at any time;
+    < 0 (``~`` of the contents): it cannot any more, and the machine shows whether it has.
     """
 
     flags: int
     backing: Backing | None
     content: int | None
+    dropped: int | None = None
+
+    def other(self) -> int | None:
+        """The contents that the page may have instead of ``content``."""
+        dropped = self.dropped
+        return dropped if dropped is None or dropped >= 0 else ~dropped
 
 
 class PinState(NamedTuple):
@@ -103,14 +119,19 @@ def erased(page: Page) -> Page:
     return Page(page.flags, page.backing, 0 if page.backing is None else None)
 
 
+def with_flags(page: Page, cleared: int, added: int) -> Page:
+    """The page in a mapping with other flags."""
+    return Page(page.flags & ~cleared | added, page.backing, page.content, page.dropped)
+
+
 def protected(page: Page, prot: int) -> Page:
     """The page with another protection (PROT_*)."""
-    return Page(page.flags & ~VM_ACCESS_FLAGS | prot, page.backing, page.content)
+    return with_flags(page, VM_ACCESS_FLAGS, prot)
 
 
 def unlocked(page: Page) -> Page:
     """The page in a VMA that is not locked any more."""
-    return Page(page.flags & ~(VM_LOCKED_MASK | MAYBE_UNLOCKED), page.backing, page.content)
+    return with_flags(page, VM_LOCKED_MASK | MAYBE_UNLOCKED, 0)
 
 
 def beyond_file(page: Page) -> bool:

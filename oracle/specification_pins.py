@@ -35,6 +35,11 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
         spec.pins[label] = PinState(flags, 0, (backing.file, backing.page))
         return None
     own = page.content
+    dropped = page.dropped
+    if dropped is not None and dropped >= 0 and flags & FOLL_WRITE:
+        dropped = ~dropped  # dirty from now on
+        pages[number] = Page(page.flags, backing, own, dropped)
+        spec.unsettled.append((op.proc, number))
     if flags & (FOLL_WRITE | FOLL_LONGTERM) and own is None:
         own = spec.content(page)  # copied from the file
         pages[number] = Page(page.flags, backing, own)
@@ -46,7 +51,7 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
             cell = spec.next_cell
             spec.next_cell += 1
             spec.cells[cell] = own
-            pages[number] = Page(page.flags, backing, -cell)
+            pages[number] = Page(page.flags, backing, -cell, dropped)
     spec.pins[label] = PinState(flags, cell, None)
     return None
 

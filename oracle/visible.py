@@ -15,7 +15,15 @@ from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED_MASK, VM_SHARED
 from emulator.workload import file_token
 from oracle.contents import pack, unpack
 from oracle.leaves import KIND_MIGRATION, KIND_SWAP, leaf_key
-from oracle.specification_page import MAYBE_UNLOCKED, SHOWN, Page, Pages, content_difference, unlocked
+from oracle.specification_page import (
+    MAYBE_UNLOCKED,
+    SHOWN,
+    Page,
+    Pages,
+    content_difference,
+    unlocked,
+    with_flags,
+)
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -101,6 +109,8 @@ class Visible:
         if entry == UNKNOWN:
             entry = self.entry(mm, address)
         got = self.content(vma, address, entry)
+        if page.dropped is not None:
+            page = spec.settle_dropped(pages, number, page, got)
         want = spec.content(page)
         if got == want:
             if page.backing is not None and page.content is None and not page.backing.shared and entry:
@@ -149,22 +159,25 @@ class Visible:
         if _mapping_difference(vma, page, address):
             return False
         entry = self.entry(mm, address)
-        if self.content(vma, address, entry) != spec.content(page):
+        if self.content(vma, address, entry) not in (spec.content(page), page.other()):
             return False
         frame = entry >> PAGE_SHIFT if entry & PRESENT else -1
         return not spec.pins or self._pin_replaced(spec, label, number, page, frame) is None
 
+    def holds(self, label: int, number: int) -> int | None:
+        """What a load from arena page ``number`` would give; None where nothing is mapped."""
+        mm = self.machine.procs.get(label)
+        address = number + self._first << PAGE_SHIFT
+        vma = mm.mm_mt.lookup(address) if mm is not None else None
+        return None if mm is None or vma is None else self.content(vma, address, self.entry(mm, address))
+
     def take_content(self, spec: Specification, label: int, number: int) -> None:
         """Let the specification believe the machine about the contents of one page."""
         pages = spec.procs.get(label)
-        mm = self.machine.procs.get(label)
         page = pages.get(number) if pages is not None else None
-        if mm is None or pages is None or page is None:
-            return
-        address = number + self._first << PAGE_SHIFT
-        vma = mm.mm_mt.lookup(address)
-        if vma is not None:
-            spec.set_content(pages, number, page, self.content(vma, address, self.entry(mm, address)))
+        shown = self.holds(label, number)
+        if pages is not None and page is not None and shown is not None:
+            spec.set_content(pages, number, page, shown)
 
     # ---- pins
 
@@ -190,7 +203,7 @@ def settled_lock(page: Page, vm_flags: int) -> Page:
     """A page that may have been unlocked, as its VMA shows it."""
     if not vm_flags & VM_LOCKED_MASK:
         return unlocked(page)
-    return Page(page.flags & ~MAYBE_UNLOCKED, page.backing, page.content)
+    return with_flags(page, MAYBE_UNLOCKED, 0)
 
 
 def _mapping_difference(vma: VmAreaStruct, page: Page, address: int) -> str:

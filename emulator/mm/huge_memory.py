@@ -220,6 +220,27 @@ def zap_huge_pmd(
     return True
 
 
+def unmap_huge_pmd_locked(vma: VmAreaStruct, addr: int, pmd: PageTable, slot: int, folio: Folio) -> bool:
+    """Throw a lazily freed huge page away, if it was not written to and nobody else has it; ``pmd`` is locked."""
+    m = vma.vm_mm.machine
+    entry: int = pmd.entries[slot]  # type: ignore[assignment]
+    if entry & DIRTY:
+        folio.dirty = True
+    if folio.dirty:
+        folio.swapbacked = True
+        return False
+    pmd.set(slot, 0)
+    m.flush_tlb_range(vma.vm_mm, addr, addr + m.geometry.pmd_size)
+    m.sched.point("unmap.pte_cleared")
+    if not rmap_unmap.may_discard(folio):
+        pmd.set(slot, entry)
+        return False
+    rmap_counts.folio_remove_rmap_pmd(folio, vma)
+    swap.folio_put(m, folio)
+    m.sched.point("unmap.page_unmapped")
+    return True
+
+
 def change_huge_pmd(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, newprot: int) -> bool:
     """mprotect: give the entry the permission bits ``newprot``. False: it is no huge page any more.
 

@@ -58,6 +58,7 @@ def split_unmapped_folio(m: Machine, folio: Folio) -> None:
         page.index = folio.index + i
         page.dirty = folio.dirty
         page.uptodate = folio.uptodate
+        page.swapbacked = folio.swapbacked
         page.lock.owner = owner
         page.lru = i > 0 or folio.lru
         if swapcache:

@@ -3,7 +3,6 @@
 Advice about pages (DONTNEED, PAGEOUT, guard regions, ...) walks page tables under mmap_lock for reading; advice that is
 kept in VMA flags takes it for writing and may split and merge VMAs.
 
-MADV_FREE drops swapped-out pages and leaves the others alone, as a kernel may that never runs out of memory.
 MADV_COLD only splits large folios, as nothing here has an age. MADV_REMOVE finds no file system that can do it.
 KSM advice and memory-failure injection are unknown here. Per-VMA locks are not modelled.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import gup, khugepaged, madvise_walk, memory_zap, rmap, swap_state, vma
+from emulator.mm import gup, khugepaged, madvise_walk, memory_zap, mmu_gather, rmap, swap_state, vma
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -112,7 +111,9 @@ def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int)
         return 0
     if not vma.vma_is_anonymous(area):
         return -EINVAL
-    madvise_walk.free_swap_entries(area, start, end)
+    gather = mmu_gather.MmuGather(area.vm_mm)
+    madvise_walk.Free(area, gather).walk(start, end)
+    mmu_gather.tlb_flush_mmu(gather)
     return 0
 
 

@@ -28,6 +28,7 @@ from emulator.hw.pte import (
 from emulator.mm import (
     huge_memory_split,
     memory,
+    mmu_gather,
     pagewalk,
     pgtable_generic,
     rmap_counts,
@@ -109,7 +110,7 @@ class ColdOrPageout:
             vmscan.shrink_folio_list(self.area.vm_mm.machine, self.folios)
 
     def walk(self, start: int, end: int) -> None:
-        """Page out what maps [start, end), one PMD's worth at a time."""
+        """All that is mapped in [start, end), one PMD's worth at a time."""
         for pmd, slot, addr, stop in pagewalk.pmd_ranges(self.area.vm_mm, start, end):
             self.pmd_range(pmd, slot, addr, stop)
 
@@ -122,7 +123,7 @@ class ColdOrPageout:
         self.reclaim()
 
     def huge_pmd(self, pmd: PageTable, slot: int, addr: int, end: int) -> bool:
-        """A huge page: page it out as a whole. True: it was split, or vanished; go on with its PTEs."""
+        """A huge page: handled as a whole. True: it was split, or vanished; go on with its PTEs."""
         m = self.area.vm_mm.machine
         pmd.ptl.lock()
         entry = pmd.entries.get(slot, 0)
@@ -141,10 +142,23 @@ class ColdOrPageout:
             pmd.ptl.unlock()
             folio.lock.lock()
             return split_locked_folio(m, folio)
-        self.isolate(folio)
+        self.whole_pmd(pmd, slot, addr, folio)
         pmd.ptl.unlock()
         self.reclaim()
         return False
+
+    def whole_pmd(self, pmd: PageTable, slot: int, addr: int, folio: Folio) -> None:
+        """A huge page that nobody else maps lies in the range; the lock of ``pmd`` is held."""
+        self.isolate(folio)
+
+    def whole_folio(self, table: PageTable, slot: int, addr: int, folio: Folio) -> None:
+        """A folio has all its pages mapped in the range, from ``slot`` on; the lock of ``table`` is held."""
+        # mapped by nobody else when there is one mapping a page
+        if folio.mapcount() == folio.nr_pages and not (self.anon_only and not folio.anon):
+            self.isolate(folio)
+
+    def absent(self, table: PageTable, slot: int, entry: int) -> None:
+        """An entry that is not present, and not empty; the lock of ``table`` is held."""
 
     def pte_range(self, pmd: PageTable, slot: int, addr: int, end: int) -> None:
         """The PTEs of [addr, end), which one table holds."""
@@ -156,6 +170,8 @@ class ColdOrPageout:
             pte: int = table.entries.get(pte_slot, 0)  # type: ignore[assignment]
             folio = memory.vm_normal_folio(area, addr, pte) if pte & PRESENT else None
             if folio is None:
+                if pte and not pte & PRESENT:
+                    self.absent(table, pte_slot, pte)
                 addr += PAGE_SIZE
                 continue
             nr = 1
@@ -172,9 +188,7 @@ class ColdOrPageout:
                         addr += nr * PAGE_SIZE
                     table = pagewalk.pte_offset_map_lock(pmd, slot)
                     continue
-            # fully mapped here: mapped by nobody else when there is one mapping a page
-            if folio.mapcount() == folio.nr_pages and not (self.anon_only and not folio.anon):
-                self.isolate(folio)
+            self.whole_folio(table, pte_slot, addr, folio)
             addr += nr * PAGE_SIZE
         if table is not None:
             table.ptl.unlock()
@@ -189,15 +203,62 @@ class ColdOrPageout:
 # ---- MADV_FREE
 
 
-def free_swap_entries(area: VmAreaStruct, start: int, end: int) -> None:
-    """Drop what is swapped out in [start, end): it reads as zeros from now on."""
-    m = area.vm_mm.machine
-    for table, slots in locked_tables(area.vm_mm, start, end):
-        for slot in slots:
-            entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]
-            if is_swap(entry):
-                table.set(slot, 0)
-                swap_state.swap_put_entries_direct(m, softleaf_value(entry))
+def folio_mark_lazyfree(folio: Folio) -> None:
+    """Reclaim may throw the folio away from now on, unless it is written to first (mm/swap.c).
+
+    Linux collects folios in batches before it does this; nobody can tell.
+    """
+    if folio.anon and folio.swapbacked and folio.lru and not folio.swapcache:
+        folio.swapbacked = False
+
+
+class Free(ColdOrPageout):
+    """The walk of MADV_FREE: pages become clean and not worth keeping. What is swapped out is dropped at once."""
+
+    __slots__ = ("gather",)
+
+    def __init__(self, area: VmAreaStruct, gather: mmu_gather.MmuGather) -> None:
+        super().__init__(area, pageout=False)
+        self.gather = gather
+
+    def whole_pmd(self, pmd: PageTable, slot: int, addr: int, folio: Folio) -> None:
+        if not folio.lock.trylock():
+            return
+        folio.dirty = False
+        folio.lock.unlock()
+        self.clean(pmd, slot, 1, addr)
+        folio_mark_lazyfree(folio)
+
+    def whole_folio(self, table: PageTable, slot: int, addr: int, folio: Folio) -> None:
+        if (folio.swapcache or folio.dirty) and not self.make_clean(folio):
+            return
+        self.clean(table, slot, folio.nr_pages, addr)
+        folio_mark_lazyfree(folio)
+
+    def make_clean(self, folio: Folio) -> bool:
+        """Take a folio that nobody else maps out of the swap cache, and call it clean."""
+        if not folio.lock.trylock():
+            return False
+        m = self.area.vm_mm.machine
+        alone = folio.mapcount() == folio.nr_pages
+        if alone and (not folio.swapcache or swap_state.folio_free_swap(m, folio)):
+            folio.dirty = False
+        folio.lock.unlock()
+        return not folio.dirty and not folio.swapcache
+
+    def clean(self, table: PageTable, slot: int, nr: int, addr: int) -> None:
+        """Neither young nor dirty: a write has to say so again, once the TLBs are flushed."""
+        size = 1 << self.area.vm_mm.machine.geometry.shifts[table.level]
+        for i in range(nr):
+            entry: int = table.entries[slot + i]  # type: ignore[assignment]
+            if entry & (ACCESSED | DIRTY):
+                table.set(slot + i, entry & ~(ACCESSED | DIRTY))
+                self.gather.remove_range(addr + i * size, addr + (i + 1) * size)
+
+    def absent(self, table: PageTable, slot: int, entry: int) -> None:
+        if is_swap(entry):
+            table.set(slot, 0)
+            swap_state.swap_put_entries_direct(self.area.vm_mm.machine, softleaf_value(entry))
 
 
 # ---- guard regions

@@ -98,6 +98,7 @@ def folio_migrate_mapping(m: Machine, dst: Folio, src: Folio, expected: int) -> 
     dst.anon = src.anon
     dst.dirty = src.dirty
     dst.uptodate = src.uptodate
+    dst.swapbacked = src.swapbacked
     if not cached:
         return 0
     swap.folio_ref_add(dst, dst.nr_pages)

@@ -36,6 +36,11 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
         if vma.vm_flags & VM_LOCKED:
             table.ptl.unlock()
             return False
+        if table.level and folio.anon and not folio.swapbacked:
+            if not huge_memory.unmap_huge_pmd_locked(vma, addr, table, slot, folio):
+                table.ptl.unlock()
+                return False
+            continue
         if table.level:
             huge_memory.split_huge_pmd_locked(vma, table, slot, addr, freeze=False)
             continue
@@ -45,7 +50,12 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
         m.sched.point("unmap.pte_cleared")
         if entry & DIRTY:
             folio.dirty = True
-        if folio.anon:
+        if folio.anon and not folio.swapbacked:
+            if not may_discard(folio):
+                table.set(slot, entry)
+                table.ptl.unlock()
+                return False
+        elif folio.anon:
             swap_entry = make_swap_entry(folio, page, entry, vma)
             if not swap_entry:
                 table.set(slot, entry)
@@ -56,6 +66,17 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
         swap.folio_put(m, folio)
         m.sched.point("unmap.page_unmapped")
     return True
+
+
+def may_discard(folio: Folio) -> bool:
+    """May a lazily freed page, whose entry is cleared, be thrown away? One that was written to is swap backed again.
+
+    Whoever holds a reference may have written through it, and will only then mark the folio dirty.
+    """
+    if folio.dirty:
+        folio.swapbacked = True
+        return False
+    return folio.refcount == 1 + folio.mapcount()
 
 
 def make_swap_entry(folio: Folio, page: int, entry: int, vma: VmAreaStruct) -> int:

@@ -4,8 +4,7 @@ A folio is found as kswapd finds it, without any lock of the processes that map 
 Whoever isolates it from the LRU has it to himself there, with a reference of his own.
 
 The page cache has no backing store in the model, so a file folio is always dirty to reclaim: it is unmapped and
-kept. Lazily freed memory (MADV_FREE) is not modelled, every anonymous folio is backed by swap. No folio counts as
-recently used (``ignore_references``).
+kept. No folio counts as recently used (``ignore_references``).
 """
 
 from __future__ import annotations
@@ -143,7 +142,7 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
     point = m.sched.point
     if folio.writeback:
         return folio, False
-    if folio.anon and not folio.swapcache:
+    if folio.anon and folio.swapbacked and not folio.swapcache:
         folio, added = add_folio_to_swap(m, folio, folio_list)
         if not added:
             return folio, False
@@ -154,6 +153,8 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
             return folio, False
     point("reclaim.unmapped")
     # unmapped: no new pin can come now
+    if folio.anon and not folio.swapbacked:
+        return folio, folio.refcount == 1 and not folio.dirty  # thrown away, if nobody else has it
     if folio.maybe_dma_pinned() or not folio.swapcache:
         return folio, False
     if folio.dirty:

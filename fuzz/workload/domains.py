@@ -133,9 +133,10 @@ def describe(values: Values) -> str:
     """What a refused value should have been: ``outside 0..192``, ``not one of 4, 14, 15, 21``."""
     if isinstance(values, range):
         return f"outside {values.start}..{values.stop - 1}"
-    if len(values) <= 8:
-        return "not one of " + ", ".join(str(value) for value in sorted(values))
-    return f"not made of the bits {max(values):#x}"  # a set of that size is a mask's
+    mask = max(values)
+    if len(values) == 1 << mask.bit_count():
+        return f"not made of the bits {mask:#x}"
+    return "not one of " + ", ".join(str(value) for value in sorted(values))
 
 
 def clamp(domain: Domain, value: int, values: Values) -> int:

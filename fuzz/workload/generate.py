@@ -13,11 +13,25 @@ from random import Random
 from typing import Final, NamedTuple
 
 from emulator.uapi import (
+    MADV_COLD,
     MADV_COLLAPSE,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_FREE,
     MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
     MADV_NOHUGEPAGE,
+    MADV_NORMAL,
     MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+    MADV_WIPEONFORK,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_NORESERVE,
@@ -104,6 +118,13 @@ COMPANIONS: Final[dict[str, int]] = {
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
 _SELDOM: Final = frozenset(("mlock", "munlock", "mlock2", "mlockall", "munlockall"))
+# Advice that only makes the layout or the pages richer, and how often it is what madvise is called with.
+_ADVICE_SHARE: Final = 0.25
+_ADVICE: Final = (
+    MADV_RANDOM, MADV_SEQUENTIAL, MADV_SEQUENTIAL, MADV_NORMAL, MADV_DONTFORK, MADV_DOFORK, MADV_WIPEONFORK,
+    MADV_KEEPONFORK, MADV_DONTDUMP, MADV_DODUMP, MADV_WILLNEED, MADV_COLD, MADV_FREE, MADV_FREE, MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+)  # fmt: skip
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
 _NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
 # How often an op gets company, which makes about one step in five a collision: those that change mappings
@@ -322,6 +343,8 @@ class Generator:
             return self.places.touch(sketch, proc, near)
         if domain is Domain.PROT:
             return rng.choice((0, PROT_READ, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, 7))
+        if domain is Domain.ADVICE and rng.random() < _ADVICE_SHARE:
+            return rng.choice(_ADVICE)
         if domain is Domain.ADVICE:
             return rng.choice(
                 (MADV_DONTNEED, MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,

@@ -12,7 +12,7 @@ from emulator.designs.base import Design
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SIZE
 from emulator.mm import mmap, munmap
-from emulator.mm_types import Folio, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_DONTCOPY, VM_WIPEONFORK, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import EFAULT, EINVAL, MAP_FIXED
 
 Original = Callable[..., Any]
@@ -102,6 +102,26 @@ def low_places(original: Original, mm: MmStruct, file: Any, addr: int, length: i
     return mmap.vm_unmapped_area_bottomup(mm, length, mm.machine.geometry.arena_start)
 
 
+def discard_anyway(folio: Folio) -> bool:
+    """Lazily freed pages are thrown away though they were written to again."""
+    return True
+
+
+def fork_all_alike(original: Original, mm: MmStruct, oldmm: MmStruct) -> int:
+    """fork does not look at DONTFORK and WIPEONFORK."""
+    flags = {area: area.vm_flags for area in oldmm.mm_mt}
+    for area in oldmm.mm_mt:
+        area.vm_flags &= ~(VM_DONTCOPY | VM_WIPEONFORK)
+    error: int = original(mm, oldmm)
+    for area, before in flags.items():
+        area.vm_flags = before
+    for area in mm.mm_mt:
+        old = oldmm.mm_mt.lookup(area.vm_start)
+        if old is not None:
+            area.vm_flags |= old.vm_flags & VM_WIPEONFORK
+    return error
+
+
 def munmap_by_halves(mm: MmStruct, start: int, length: int) -> int:
     """munmap that lets go of the lock in the middle."""
     half = length // 2 & -PAGE_SIZE
@@ -183,6 +203,16 @@ class MlockLies(Design):
 class MlockallLies(Design):
     name = "mlockall-lies"
     replaces: ClassVar = {"mlock.apply_mlockall_flags": do_nothing}
+
+
+class DropsDirtyPages(Design):
+    name = "drops-dirty-pages"
+    replaces: ClassVar = {"rmap_unmap.may_discard": discard_anyway}
+
+
+class ForkIgnoresAdvice(Design):
+    name = "fork-ignores-advice"
+    replaces: ClassVar = {"fork.dup_mmap": fork_all_alike}
 
 
 class MunmapLies(Design):

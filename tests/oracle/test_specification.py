@@ -18,8 +18,8 @@ from emulator.uapi import (
     MADV_COLLAPSE,
     MADV_DONTNEED,
     MADV_HUGEPAGE,
+    MADV_MERGEABLE,
     MADV_PAGEOUT,
-    MADV_WIPEONFORK,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
@@ -263,7 +263,7 @@ def test_collapse(bench: Bench, pages: int, allowed: tuple[int, ...]) -> None:
 def test_what_it_does_not_know_is_our_mistake(bench: Bench) -> None:
     """An op or advice that was added to the machine and not here is an internal error, not a finding."""
     with pytest.raises(InternalError):
-        bench.do("madvise", 10, 1, MADV_WIPEONFORK)
+        bench.do("madvise", 10, 1, MADV_MERGEABLE)
     with pytest.raises(InternalError):
         bench.do("unheard-of")
 
