@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from oracle.live.settings import quiet
+import pytest
+
+from oracle.live.settings import asleep, quiet
+
+SCANS = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/full_scans")
 
 
 def setting(folder: Path, value: str = "10000") -> tuple[Path, dict[str, str], Path]:
@@ -74,3 +80,17 @@ def test_what_cannot_be_set(tmp_path: Path) -> None:
     with quiet(settings, tmp_path / "no" / "journal") as lacks:
         assert len(lacks) == 1
         assert file.read_text() == "10000"
+
+
+@pytest.mark.skipif(not os.access(SCANS, os.R_OK) or os.geteuid() != 0, reason="needs root and huge pages")
+def test_khugepaged_has_had_its_visit() -> None:
+    """It comes once, to us, and not again when the next process wants huge pages."""
+    before = SCANS.read_text()
+    with quiet(), asleep():
+        visited = SCANS.read_text()
+        with mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory[0] = 1
+            time.sleep(0.3)
+        assert SCANS.read_text() == visited
+    assert int(visited) > int(before)
