@@ -188,6 +188,7 @@ class VmAreaStruct:
         "anon_name",
         "anon_vma",
         "anon_vma_chain",
+        "anon_vma_flags",
         "detached",
         "uffd_ctx",
         "vm_end",
@@ -210,6 +211,7 @@ class VmAreaStruct:
         self.vm_ops: VmOps | None = None  # None: anonymous (vma_is_anonymous)
         self.anon_vma: AnonVma | None = None  # not None: "faulted"
         self.anon_vma_chain: list[AnonVmaChain] = []  # head first
+        self.anon_vma_flags = 0  # none in Linux; see emulator/designs/unfaulted_flag_2025.py
         self.vm_policy: object = None
         self.anon_name: str | None = None
         self.uffd_ctx: object = None

@@ -130,18 +130,22 @@ def is_valid_guard_vma(area: VmAreaStruct, allow_locked: bool) -> bool:
     return not area.vm_flags & (VM_SPECIAL | VM_HUGETLB | (0 if allow_locked else VM_LOCKED))
 
 
+def prepare_guards(area: VmAreaStruct) -> int:
+    """The VMA is to get guard markers, which fork must copy, and becomes faulted. 0 or -ENOMEM."""
+    has_flag = area.vm_mm.machine.profile.vm_ignore_merge & VM_MAYBE_GUARD
+    area.vm_flags |= has_flag
+    # Kernels without the flag make file mappings faulted as well: fork copies page tables of faulted VMAs only.
+    return rmap.anon_vma_prepare(area) if vma.vma_is_anonymous(area) or not has_flag else 0
+
+
 def madvise_guard_install(area: VmAreaStruct, start: int, end: int) -> int:
-    """Replace [start, end) by guard markers, on which every access faults. The VMA becomes faulted."""
+    """Replace [start, end) by guard markers, on which every access faults."""
     mm = area.vm_mm
     if not is_valid_guard_vma(area, allow_locked=False):
         return -EINVAL
-    has_flag = mm.machine.profile.vm_ignore_merge & VM_MAYBE_GUARD
-    area.vm_flags |= has_flag
-    # Kernels without the flag make file mappings faulted as well: fork copies page tables of faulted VMAs only.
-    if vma.vma_is_anonymous(area) or not has_flag:
-        error = rmap.anon_vma_prepare(area)
-        if error:
-            return error
+    error = prepare_guards(area)
+    if error:
+        return error
     for _ in range(MAX_MADVISE_GUARD_RETRIES):
         result = madvise_walk.install_guards(mm, start, end)
         if result != madvise_walk.POPULATED:
@@ -273,6 +277,11 @@ def madvise_populate(mm: MmStruct, start: int, end: int, write: bool) -> int:
     return holes
 
 
+def takes_write_lock(advice: int) -> bool:
+    """get_lock_mode: what is kept in VMA flags is written under mmap_lock for writing."""
+    return advice in VMA_FLAGS
+
+
 def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     """madvise(2) on [start, start+length), bytes; the length is rounded up to pages. 0 or -errno.
 
@@ -288,7 +297,7 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         return madvise_populate(mm, start, start + size, advice == MADV_POPULATE_WRITE)
     lock = mm.mmap_lock
-    for_write = advice in VMA_FLAGS
+    for_write = takes_write_lock(advice)
     while True:
         if for_write:
             lock.down_write()

@@ -61,6 +61,7 @@ POINTS: Final[dict[str, str]] = {
     "gup_slow.locked": "mmap_lock is held for reading",
     # madvise
     "madvise.guard_zap": "pages stand where a guard region is to be installed; they are not zapped yet",
+    "madvise.guards_removed": "guard markers are gone, and what the VMA says of them has not changed yet (a design's)",
     "madvise.locked": "mmap_lock is held, for reading or writing as the advice needs",
     # merging
     "merge.rmap_locked": "VMAs are about to get other ranges, under the rmap locks",
