@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.workload import token
-from oracle.comparison import Table, VisibleOracle, spans_of
+from oracle.comparison import Table, VisibleOracle, is_copy, spans_of
+from oracle.contents import pack_data
 from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY
 from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
@@ -24,7 +25,7 @@ from oracle.specification_page import FAILURES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from emulator.workload import Outcome, Step
+    from emulator.workload import Op, Outcome, Step
     from oracle.specification import Specification
 
 
@@ -121,6 +122,8 @@ class _Search:
             if after.unsettled:  # what comes next may depend on it
                 yield decided(after, locked=False)
                 yield decided(after, locked=True)
+        elif self._reads_wild_store(spec, op, outcome):
+            yield spec.copy()
         else:
             spans = [(op.proc, n) for start, length in spans_of(op, outcome.ret) for n in range(start, start + length)]
             self._note(len(order), refusal, (*order, number), spans)
@@ -137,6 +140,13 @@ class _Search:
         what, label, page = difference
         self._note(len(order), what, order, [(label, page)])
         return None
+
+    def _reads_wild_store(self, spec: Specification, op: Op, outcome: Outcome) -> bool:
+        """Did the load see what this collision stored before it through a reference without a promise?"""
+        page = spec.procs[op.proc].get(op.args[0]) if op.kind == "read" and op.proc in spec.procs else None
+        if page is None or outcome.data is None or not spec.wild:
+            return False
+        return is_copy(pack_data(outcome.data), spec.content(page), self._wild_stores(spec))
 
     def _wild_stores(self, spec: Specification) -> list[tuple[int, int]]:
         """(sub-page offset, token) of what the collision stored through references without a promise."""

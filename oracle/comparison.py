@@ -281,11 +281,11 @@ class VisibleOracle:
                 if page is None or mm is None or vma is None:
                     continue
                 got = self.view.content(vma, address, self.view.entry(mm, address))
-                if _is_copy(got, spec.content(page), stores):
+                if is_copy(got, spec.content(page), stores):
                     self.view.take_content(spec, label, number)
 
 
-def _is_copy(got: int, want: int, stores: list[tuple[int, int]]) -> bool:
+def is_copy(got: int, want: int, stores: list[tuple[int, int]]) -> bool:
     """Is ``got`` what ``want`` is after one of the stores (sub-page offset, token)?"""
     for at, token in stores:
         lane = ((1 << LANE) - 1) << at * LANE

@@ -170,3 +170,11 @@ def test_pins_that_a_collision_made_are_followed() -> None:
             op("read", 10),
         )
         assert signatures(judge(Mainline, work)) == []
+
+
+def test_a_load_may_see_a_store_through_a_mere_reference() -> None:
+    """The store is promised to nobody: the load beside it sees it or not, and nothing else."""
+    work = workload(
+        mmap(10, 1), op("gup_slow", 10, FOLL_WRITE, 1), Step((op("pin_write", 1, 0), op("read", 10))), op("read", 10)
+    )
+    assert signatures(Judge(image(Mainline)).run(work)) == []

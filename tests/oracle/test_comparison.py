@@ -7,7 +7,7 @@ import pytest
 from emulator.hw.pte import SOFTLEAF_MARKER, SOFTLEAF_SWAP, USER, mk_pte, mk_softleaf
 from emulator.mm_types import VM_WRITE
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Outcome, file_token
-from oracle.comparison import VisibleOracle, _is_copy
+from oracle.comparison import VisibleOracle, is_copy
 from oracle.contents import pack_data
 from oracle.finding import Finding
 from oracle.specification import Specification
@@ -309,4 +309,4 @@ def test_a_copy_of_a_wild_store(
     got: tuple[tuple[int, int], ...], want: tuple[tuple[int, int], ...], copy: bool
 ) -> None:
     """Only the very token that was stored through a reference may show, and nothing else with it."""
-    assert _is_copy(pack_data(got), pack_data(want), [(0, 7), (2, 11)]) is copy
+    assert is_copy(pack_data(got), pack_data(want), [(0, 7), (2, 11)]) is copy
