@@ -127,8 +127,9 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) 
             groups.append([{number: None}])
         elif number in pages and flags & MREMAP_FIXED:
             groups.append([{number: pages[number]}, {number: None}])
-    if flags & MREMAP_DONTUNMAP and ret >= 0:
-        _open_locks(groups, pages, same_vma_beside(pages, addr, moved, ret))
+    # of several VMAs those before the one that failed have been moved, and the first of them may have begun before addr
+    if flags & MREMAP_DONTUNMAP and target is not None and addr in pages and (ret >= 0 or several):
+        _open_locks(groups, pages, same_vma_beside(pages, addr, moved, target))
     return groups
 
 
