@@ -32,6 +32,7 @@ class Geometry:
         "arena_pages",
         "arena_start",
         "bits",
+        "heap_page",
         "hpage_pmd_nr",
         "hpage_pmd_order",
         "index_mask",
@@ -44,10 +45,13 @@ class Geometry:
         "pud_shift",
         "pud_size",
         "shifts",
+        "stack_guard_gap_max",
         "task_size",
     )
 
-    def __init__(self, name: str, bits: int, arena_start: int, arena_pages: int) -> None:
+    def __init__(
+        self, name: str, bits: int, arena_start: int, arena_pages: int, stack_guard_gap_max: int = 256
+    ) -> None:
         self.name = name
         self.bits = bits
         self.ptrs_per_table = 1 << bits
@@ -67,6 +71,9 @@ class Geometry:
         self.task_size = (top >> 1 if bits == 9 else top) - PAGE_SIZE
         self.arena_start = arena_start
         self.arena_pages = arena_pages
+        self.heap_page = arena_pages // 2  # arena page where the heap of the first process begins (start_brk)
+        # pages below a stack that the kernel keeps free, at most: there is not room for 256 in a small world
+        self.stack_guard_gap_max = stack_guard_gap_max
 
     def __repr__(self) -> str:
         return f"Geometry({self.name})"
@@ -81,8 +88,8 @@ class Geometry:
 GEOMETRIES: Final[dict[str, Geometry]] = {
     g.name: g
     for g in (
-        Geometry("small8", 3, 64 * PAGE_SIZE, 192),
-        Geometry("small4", 2, 16 * PAGE_SIZE, 96),
+        Geometry("small8", 3, 64 * PAGE_SIZE, 192, 4),
+        Geometry("small4", 2, 16 * PAGE_SIZE, 96, 2),
         Geometry("x86-64", 9, 0x1000_0000_0000, 1 << 18),
     )
 }

@@ -49,7 +49,9 @@ class Machine:
         self.files = [self._make_file(label) for label in range(FILES_MAX)]
         self.step_index = -1
         self.completed: list[int] = []  # ops of the last collision in the order in which they ended
-        self.procs[0] = self.new_mm(0)
+        self.stack_guard_gap = min(self.profile.stack_guard_gap, self.geometry.stack_guard_gap_max)  # pages
+        first = self.procs[0] = self.new_mm(0)
+        first.start_brk = first.brk = self.geometry.arena_start + (self.geometry.heap_page << PAGE_SHIFT)
 
     # ---- services for the kernel code
 

@@ -85,6 +85,9 @@ class Profile(NamedTuple):
     # MAP_STACK keeps huge pages out, so a thread's stack does not merge with a heap beside it: since 6.7 (Y. Shi, "mm:
     # mmap: map MAP_STACK to VM_NOHUGEPAGE").
     map_stack_nohugepage: bool = True
+    # MAP_DROPPABLE, memory that reclaim may empty: since 6.11 (J. Donenfeld, "mm: add MAP_DROPPABLE for designating
+    # always lazily freeable mappings").
+    map_droppable: bool = True
     # Where the kernel chooses, a file is placed so that huge pages fit: since 5.18 (before, DAX files only).
     thp_aligned_files: bool = True
     # ... and anonymous memory, when its length is a multiple of a huge page: since 6.7 (R. van Riel, "mm: align larger
@@ -168,6 +171,7 @@ PROFILES: Final[dict[str, Profile]] = {
             heap_must_be_there=False,
             mmap_takes_over_charge=False,
             map_stack_nohugepage=False,
+            map_droppable=False,
             thp_aligned_files=False,
             thp_aligned_anon=False,
             mprotect_uncharges=False,

@@ -48,7 +48,8 @@ FOLL_WRITE: Final = 1
 FOLL_PIN: Final = 2  # absent: FOLL_GET, an ordinary reference
 FOLL_LONGTERM: Final = 4
 
-MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x10 | 0x4000 | 0x100000  # SHARED PRIVATE FIXED NORESERVE NOREPLACE
+# SHARED PRIVATE DROPPABLE FIXED GROWSDOWN LOCKED NORESERVE POPULATE STACK NOREPLACE
+MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x08 | 0x10 | 0x100 | 0x2000 | 0x4000 | 0x8000 | 0x20000 | 0x100000
 # All advice of madvise(2) about private memory and files, but for REMOVE, (UN)MERGEABLE and DONTNEED_LOCKED.
 ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25)
 
@@ -131,6 +132,9 @@ OPS: Final[dict[str, OpSpec]] = {
         21, (("flags", Domain.MCL_FLAGS),), "lock all that is mapped (CURRENT), all that will be (FUTURE)"
     ),
     "munlockall": OpSpec(22, (), "unlock all, and what comes"),
+    "brk": OpSpec(
+        23, (("addr", Domain.PAGE),), "move the end of the heap, which begins at page ``heap_page`` of the world"
+    ),
 }
 
 OP_BY_CODE: Final[dict[int, str]] = {spec.code: kind for kind, spec in OPS.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_LOCKED, VM_SHARED, VM_WRITE
 from oracle.finding import Finding, finding
-from oracle.observation import Observer
+from oracle.observation import ACCESSES, Observer
 
 if TYPE_CHECKING:
     from emulator.mm_types import MmStruct
@@ -53,7 +53,7 @@ def _suspect(ops: tuple[Op, ...], outcomes: list[Outcome]) -> str:
     failed = {op.kind for op, outcome in zip(ops, outcomes, strict=False) if outcome.injected}
     if failed and "mremap" not in kinds:
         kinds = failed
-    kind = next((kind for kind in _SUSPECTS if kind in kinds), "other")
+    kind = next((kind for kind in _SUSPECTS if kind in kinds), "access" if kinds <= ACCESSES else "other")
     if not failed:
         return kind
     hidden = any(op.kind == kind and o.injected and o.ret >= 0 for op, o in zip(ops, outcomes, strict=False))

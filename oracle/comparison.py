@@ -32,7 +32,7 @@ _OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin"))
 _OF_PINS = frozenset(("write", "pin_write", "gup_fast", "gup_slow"))
 _NO_FRAMES: frozenset[int] = frozenset()
 _ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock"))
-_ON_ALL = frozenset(("mlockall", "munlockall"))
+_ON_ALL = frozenset(("mlockall", "munlockall", "brk"))
 
 
 class VisibleOracle:

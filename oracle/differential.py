@@ -153,15 +153,17 @@ class DifferentialOracle:
         if not self.detached:
             self.detached = f"step {index}: {why}"
 
-    def _populates(self, op: Op) -> bool:
-        """May the op have been faulting in pages, which fails in part and without a word?"""
-        if op.kind in ACCESSES or op.kind in KERNEL_ACTIVITY or op.kind in ("fork", "munmap"):
+    def _did_more(self, op: Op) -> bool:
+        """May the op, in which something failed, have grown a stack or faulted in pages, which shows in no result?"""
+        mm = self._machine.procs.get(op.proc)
+        if op.kind in ACCESSES:
+            return mm is not None and mm.stack_vm != 0
+        if op.kind in KERNEL_ACTIVITY or op.kind in ("fork", "munmap"):
             return False
         if op.kind == "madvise" and op.args[2] in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
             return True
         if op.kind in LOCKS or (op.kind == "mmap" and op.args[3] & (MAP_POPULATE | MAP_LOCKED)):
             return True
-        mm = self._machine.procs.get(op.proc)
         return mm is not None and (mm.locked_vm != 0 or mm.def_flags & VM_LOCKED != 0)
 
     def check(
@@ -188,7 +190,7 @@ class DifferentialOracle:
                 became = fate.get(number)
                 if outcome.injected:
                     became = became or fate_by_kind(step.ops[number], outcome.ret)
-                    if self._populates(step.ops[number]):
+                    if self._did_more(step.ops[number]):
                         became = Fate.OTHER
                 if became is Fate.UNDONE:
                     continue

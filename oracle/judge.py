@@ -125,9 +125,9 @@ def limits_of(machine: Machine) -> Limits:
         top=geometry.task_size - geometry.arena_start >> PAGE_SHIFT,
         total=geometry.task_size >> PAGE_SHIFT,
         mremap_flags=machine.image.design.mremap_flags,
-        mremap_checks_first=machine.profile.mremap_checks_first,
-        mremap_moves_several=machine.profile.mremap_moves_several,
-        memlock=machine.profile.memlock_pages,
+        profile=machine.profile,
+        stack_guard_gap=machine.stack_guard_gap,
+        heap=geometry.heap_page,
     )
 
 
@@ -302,7 +302,7 @@ class _Run:
             else:
                 done = before.copy()
                 if done.apply(op, outcome, token(index, 0)) is not None:
-                    return None  # allowed after a failure only
+                    done = before  # allowed after a failure only
             if done.procs == spec.procs and done.settings == spec.settings:
                 fate[0] = Fate.UNDONE if done is before else Fate.DONE
         return refusal

@@ -19,7 +19,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import InternalError
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_DONTCOPY, VM_LOCKED, VM_NORESERVE, VM_WIPEONFORK
+from emulator.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_DROPPABLE,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_WIPEONFORK,
+)
 from emulator.uapi import (
     EAGAIN,
     EBUSY,
@@ -27,13 +38,18 @@ from emulator.uapi import (
     EINVAL,
     ENOMEM,
     EOPNOTSUPP,
+    EPERM,
     ESRCH,
+    MAP_DROPPABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
     MAP_NORESERVE,
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
+    MAP_STACK,
     MAP_TYPE,
     PROT_EXEC,
     PROT_WRITE,
@@ -41,7 +57,13 @@ from emulator.uapi import (
     SIGSEGV,
 )
 from emulator.workload import file_token
-from oracle import specification_lock, specification_madvise, specification_mremap, specification_pins
+from oracle import (
+    specification_lock,
+    specification_madvise,
+    specification_mremap,
+    specification_pins,
+    specification_stack,
+)
 from oracle.contents import LANE, pack_data, unpack
 from oracle.specification_page import (
     Backing,
@@ -64,6 +86,7 @@ if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
 
 NO_SETTINGS: Final = Settings()
+_MAPPING_FLAGS: Final = ((MAP_NORESERVE, VM_NORESERVE), (MAP_LOCKED, VM_LOCKED), (MAP_GROWSDOWN, VM_GROWSDOWN))
 _CHANGED_BY_FORK: Final = VM_LOCKED | VM_DONTCOPY | VM_WIPEONFORK
 
 
@@ -80,6 +103,8 @@ class Specification:
         "pins",
         "procs",
         "settings",
+        "stack_moved",
+        "stacks",
         "unsettled",
         "wild",
     )
@@ -92,6 +117,8 @@ class Specification:
         self.cells: dict[int, int] = {}
         self.pins: dict[int, PinState] = {}
         self.next_cell = 1
+        self.stacks = False  # there may be memory that grows down
+        self.stack_moved = False  # and some of it may have been moved
         self.frees = False  # something may be, or have been, thrown away (MADV_FREE)
         self.choices = 0  # how often it turned out that the kernel had thrown something away
         self.unsettled: list[tuple[int, int]] = []  # (process, page) that the machine may show in one of two ways
@@ -106,11 +133,16 @@ class Specification:
         other.cells = dict(self.cells)
         other.pins = dict(self.pins)
         other.next_cell = self.next_cell
+        other.stacks = self.stacks
+        other.stack_moved = self.stack_moved
         other.frees = self.frees
         other.choices = self.choices
         other.unsettled = list(self.unsettled)
         other.wild = list(self.wild)
         return other
+
+    def settings_of(self, label: int) -> Settings:
+        return self.settings.get(label, NO_SETTINGS)
 
     # ---- contents
 
@@ -131,7 +163,7 @@ class Specification:
     def _store(self, label: int, pages: Pages, number: int, page: Page, at: int, token: int) -> None:
         lane = at * LANE
         mask = ~(((1 << LANE) - 1) << lane)
-        other = page.other()
+        other = 0 if page.flags & VM_DROPPABLE else page.other()
         if other is not None:  # no more to be thrown away, from now on
             page = pages[number] = Page(page.flags, page.backing, page.content, ~(other & mask | token << lane))
             self.unsettled.append((label, number))
@@ -153,6 +185,8 @@ class Specification:
         Where ``shown`` is neither of the two, or both, nothing is learnt.
         """
         kept, other = self.content(page), page.other()
+        if page.flags & VM_DROPPABLE and not shown:
+            other = 0  # whatever was written
         if shown == other != kept:
             assert other is not None
             self.choices += 1
@@ -164,7 +198,8 @@ class Specification:
             return page
         elif page.dropped == 0:
             return page  # kept until now
-        page = pages[number] = Page(page.flags, page.backing, page.content)
+        droppable = page.flags & VM_DROPPABLE
+        page = pages[number] = Page(page.flags, page.backing, page.content, 0 if droppable else None)
         return page
 
     # ---- one operation
@@ -195,6 +230,8 @@ class Specification:
     def _read(self, pages: Pages, op: Op, outcome: Outcome) -> Refusal | None:
         page = pages.get(op.args[0])
         ret = outcome.ret
+        if page is None and self.stacks:
+            page = specification_stack.grow(self, pages, op, ret)
         if page is None or not page.flags & VM_ACCESS_FLAGS:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
@@ -216,6 +253,8 @@ class Specification:
     def _write(self, pages: Pages, op: Op, ret: int, token: int) -> Refusal | None:
         number, at = op.args
         page = pages.get(number)
+        if page is None and self.stacks:
+            page = specification_stack.grow(self, pages, op, ret)
         if page is None or not page.flags & PROT_WRITE:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
@@ -227,6 +266,8 @@ class Specification:
 
     def _exec(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
         page = pages.get(op.args[0])
+        if page is None and self.stacks:
+            page = specification_stack.grow(self, pages, op, ret)
         if page is None or not page.flags & PROT_EXEC:
             if ret == SIGBUS and page is not None and page.flags & VM_ACCESS_FLAGS and beyond_file(page):
                 return None  # which of the two errors comes first is the kernel's choice
@@ -248,9 +289,17 @@ class Specification:
         refusal = self.check_place(pages, op, ret, length, addr if fixed else None, replace=fixed)
         if refusal is not None:
             return refusal
-        shown = prot & VM_ACCESS_FLAGS | self.settings.get(op.proc, NO_SETTINGS).lock
-        if flags & MAP_NORESERVE:
-            shown |= VM_NORESERVE
+        shown = prot & VM_ACCESS_FLAGS | self.settings_of(op.proc).lock
+        for flag, added in _MAPPING_FLAGS:
+            if flags & flag:
+                shown |= added
+        if flags & MAP_STACK and self.limits.profile.map_stack_nohugepage:
+            shown |= VM_NOHUGEPAGE
+        if flags & MAP_TYPE == MAP_DROPPABLE:
+            shown = shown & ~VM_LOCKED_MASK | VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
+            self.frees = True
+        if flags & MAP_GROWSDOWN:
+            self.stacks = True
         if file == 0:
             pages.update(dict.fromkeys(range(ret, ret + length), Page(shown, None, 0)))
         else:
@@ -265,19 +314,24 @@ class Specification:
         errors = set()
         if not length:
             errors.add(-EINVAL)
+        kind = flags & MAP_TYPE
         if file == 0:
-            if flags & MAP_TYPE != MAP_PRIVATE:
+            droppable = kind == MAP_DROPPABLE and self.limits.profile.map_droppable
+            if kind != MAP_PRIVATE and (not droppable or flags & (MAP_LOCKED | MAP_GROWSDOWN)):
                 errors.add(-EINVAL)  # shared anonymous memory is not modelled
-        elif flags & MAP_TYPE not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE):
+        elif kind not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE) or flags & MAP_GROWSDOWN:
             errors.add(-EINVAL)
-        elif flags & MAP_TYPE == MAP_SHARED_VALIDATE and flags & MAP_FIXED_NOREPLACE:
+        if file and kind == MAP_SHARED_VALIDATE and flags & MAP_FIXED_NOREPLACE:
             errors.add(-EOPNOTSUPP)  # it is newer than VALIDATE's list of flags
         if flags & MAP_FIXED_NOREPLACE and any(n in pages for n in range(addr, addr + length)):
             errors.add(-EEXIST)
         if fixed and addr + length > self.limits.top:
             errors.add(-ENOMEM)
-        if self.settings.get(op.proc, NO_SETTINGS).lock and not specification_lock.may_lock(self, pages, length):
-            errors.add(-EAGAIN)
+        if flags & MAP_LOCKED and self.limits.memlock == 0:
+            errors.add(-EPERM)
+        if flags & MAP_LOCKED or self.settings_of(op.proc).lock:
+            if not specification_lock.may_lock(self, pages, length):
+                errors.add(-EAGAIN)
         return errors
 
     def may_lack_space(self, pages: Pages, more: int, *, anywhere: bool) -> bool:
@@ -288,7 +342,8 @@ class Specification:
             return False
         floor = 0
         for number in sorted(pages):
-            if number - floor >= more:
+            gap = self.limits.stack_guard_gap if pages[number].flags & VM_GROWSDOWN else 0
+            if number - gap - floor >= more:
                 return False
             floor = number + 1
         return self.limits.top - floor < more
@@ -343,6 +398,9 @@ class Specification:
                     continue
                 child[number] = unlocked(erased(page) if page.flags & VM_WIPEONFORK else page)
         self.procs[label] = child
+        end = self.settings_of(op.proc).brk
+        if end >= 0:
+            self.settings[label] = Settings(brk=end)
         return None
 
     def _exit(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -371,6 +429,7 @@ _HANDLERS = {
     "munlock": specification_lock.mlock,
     "mlockall": specification_lock.mlockall,
     "munlockall": specification_lock.mlockall,
+    "brk": specification_stack.brk,
     "reclaim": Specification._kernel_activity,
     "swap_readahead": Specification._kernel_activity,
     "migrate": Specification._kernel_activity,

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
-from emulator.uapi import MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED
+from emulator.uapi import EFAULT, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
+from oracle.observation import ACCESSES
 from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification_madvise import EFFECTS
 from oracle.specification_mremap import (
@@ -38,6 +39,7 @@ from oracle.specification_page import (
     unlocked,
     wrong_result,
 )
+from oracle.specification_stack import brk_of, growth
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 _GROUPS_MANY = 12  # beyond it, states are not enumerated in full
 AFTER_FAILURE = "after-failure"
 _CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write"))
+_NOT_GROWN = (SIGSEGV, -EFAULT)  # what an access below a stack that could not grow gives
 _LOCK_ALL = frozenset(("mlockall", "munlockall"))
 
 Shows = Callable[[int, int, Page | None], bool]
@@ -66,6 +69,9 @@ def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[
     if kind in _LOCK_ALL:  # a mapping that cannot be cut stays as it was, and nobody is told
         flags = current_flags(op)
         return [] if flags is None else [[{n: page}, {n: with_lock(page, flags)}] for n, page in pages.items()]
+    if kind in ACCESSES:
+        found = growth(spec, pages, op.args[0]) if op.args[0] not in pages else None
+        return [] if found is None else [[dict.fromkeys(found.numbers, found.page), dict.fromkeys(found.numbers)]]
     if ret >= 0:
         return []
     if kind == "mmap" and op.args[3] & MAP_FIXED:
@@ -171,6 +177,10 @@ def absorbed(spec: Specification, op: Op, ret: int) -> bool:
     if op.kind == "mremap":
         failed = ret in FAILURES or refused_to_relocate(spec, op, ret)
         return not failed and not _really_moved(spec, pages, op, ret)
+    if op.kind in ACCESSES and ret in _NOT_GROWN:
+        return op.args[0] in pages or growth(spec, pages, op.args[0]) is None
+    if op.kind == "brk":
+        return ret != brk_of(spec, op.proc)
     return ret not in FAILURES and (ret != 0 or op.kind not in _LOCK_ALL)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKED_MASK
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE, VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
 from emulator.uapi import (
     EINVAL,
     ENOMEM,
@@ -24,7 +24,6 @@ from oracle.specification_page import (
     Page,
     Pages,
     Refusal,
-    Settings,
     beyond_file,
     unlocked,
     with_flags,
@@ -44,7 +43,9 @@ def lock_flags(op: Op) -> int:
 
 
 def with_lock(page: Page, flags: int) -> Page:
-    """The page with these lock flags and no others."""
+    """The page with these lock flags and no others; droppable memory is passed over."""
+    if page.flags & VM_DROPPABLE:
+        return page
     return with_flags(page, VM_LOCKED_MASK, flags)
 
 
@@ -83,8 +84,8 @@ def mlock(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None
         page = pages.get(number)
         if page is None:
             return _result(op, ret, -ENOMEM)
-        pages[number] = with_lock(page, flags)
-        if flags == VM_LOCKED and not can_populate(page):
+        page = pages[number] = with_lock(page, flags)
+        if flags and not page.flags & VM_LOCKONFAULT and not can_populate(page):
             want = -ENOMEM  # the hole, if there is one, is found first, with the same error
     return _result(op, ret, want)
 
@@ -132,7 +133,4 @@ def set_future(spec: Specification, op: Op) -> None:
     lock = 0
     if asked & MCL_FUTURE:
         lock = VM_LOCKED_MASK if asked & MCL_ONFAULT else VM_LOCKED
-    if lock:
-        spec.settings[op.proc] = Settings(lock)
-    else:
-        spec.settings.pop(op.proc, None)
+    spec.settings[op.proc] = spec.settings_of(op.proc)._replace(lock=lock)

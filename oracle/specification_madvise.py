@@ -14,6 +14,7 @@ from emulator.errors import InternalError
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
+    VM_DROPPABLE,
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_NOHUGEPAGE,
@@ -68,6 +69,11 @@ def keeps_flags(cleared: int, added: int) -> Effect:
     return lambda page: with_flags(page, cleared, added)
 
 
+def keeps_flags_if_not_droppable(cleared: int) -> Effect:
+    """Advice that takes back what droppable memory must have."""
+    return lambda page: -EINVAL if page.flags & VM_DROPPABLE else with_flags(page, cleared, 0)
+
+
 def stays(page: Page) -> Page | int:
     return page
 
@@ -103,9 +109,9 @@ EFFECTS: Final[dict[int, Effect]] = {
     MADV_HUGEPAGE: keeps_flags(VM_NOHUGEPAGE, VM_HUGEPAGE),
     MADV_NOHUGEPAGE: keeps_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
     MADV_DONTDUMP: keeps_flags(0, VM_DONTDUMP),
-    MADV_DODUMP: keeps_flags(VM_DONTDUMP, 0),
+    MADV_DODUMP: keeps_flags_if_not_droppable(VM_DONTDUMP),
     MADV_WIPEONFORK: wipes_on_fork,
-    MADV_KEEPONFORK: keeps_flags(VM_WIPEONFORK, 0),
+    MADV_KEEPONFORK: keeps_flags_if_not_droppable(VM_WIPEONFORK),
     MADV_COLD: stays_unless_locked,
     MADV_PAGEOUT: stays_unless_locked,
     MADV_COLLAPSE: stays,
@@ -162,7 +168,7 @@ def written_to(spec: Specification, label: int, number: int, page: Page) -> Page
     backing = page.backing
     if backing is not None and not backing.shared and page.content is None:
         return Page(page.flags, backing, spec.content(page))
-    if page.dropped is not None and page.dropped >= 0:
+    if page.dropped is not None and page.dropped >= 0 and not page.flags & VM_DROPPABLE:
         spec.unsettled.append((label, number))
         return Page(page.flags, backing, page.content, ~page.dropped)
     return page

@@ -75,7 +75,7 @@ def bad_parameters(spec: Specification, op: Op) -> bool:
 def moves_several(spec: Specification, op: Op) -> bool:
     """Does the call move whatever is mapped in the range?"""
     _, old, new, flags, _ = op.args
-    return bool(flags & MREMAP_FIXED) and old == new and spec.limits.mremap_moves_several
+    return bool(flags & MREMAP_FIXED) and old == new and spec.limits.profile.mremap_moves_several
 
 
 def next_page(page: Page, distance: int) -> Page:
@@ -134,16 +134,18 @@ def mremap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | Non
     if bad_flags(spec, op):
         return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
     addr, old, new, flags, new_addr = op.args
-    if addr not in pages and not spec.limits.mremap_checks_first:
+    if addr not in pages and not spec.limits.profile.mremap_checks_first:
         return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
     if bad_place(spec, op):
         return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
     if addr not in pages:
         return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
     if moves_several(spec, op):
+        spec.stack_moved = spec.stack_moved or spec.stacks
         return _move_several(spec, pages, op, ret)
+    spec.stack_moved = spec.stack_moved or spec.stacks
     refusal = _one(spec, pages, op, ret)
-    if ret < 0 and flags & MREMAP_FIXED and not spec.limits.mremap_checks_first:
+    if ret < 0 and flags & MREMAP_FIXED and not spec.limits.profile.mremap_checks_first:
         # refused when what is in the way had gone already
         _unmap(pages, new_addr, new_addr + new)
         _unmap(pages, addr + min(old, new), addr + old)

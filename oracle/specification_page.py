@@ -8,6 +8,8 @@ from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_DONTCOPY,
     VM_DONTDUMP,
+    VM_DROPPABLE,
+    VM_GROWSDOWN,
     VM_HUGEPAGE,
     VM_LOCKED,
     VM_LOCKED_MASK,
@@ -18,6 +20,7 @@ from emulator.mm_types import (
     VM_SEQ_READ,
     VM_WIPEONFORK,
 )
+from emulator.profile import PROFILES, Profile
 from emulator.uapi import EAGAIN, ENOMEM, OOM_KILLED, result_name
 from emulator.workload import FILE_PAGES
 
@@ -28,13 +31,14 @@ if TYPE_CHECKING:
 # What a mapping shows of its flags (rwx in /proc/PID/maps, the rest as VmFlags in smaps) and calls decide page by
 # page. Not VM_ACCOUNT, which hangs on whether a VMA was written to, and not what a VMA has as a whole.
 SHOWN: Final = (
-    VM_ACCESS_FLAGS | VM_LOCKED | VM_LOCKONFAULT | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY | VM_NORESERVE
-    | VM_WIPEONFORK | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE
+    VM_ACCESS_FLAGS | VM_GROWSDOWN | VM_LOCKED | VM_LOCKONFAULT | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY
+    | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE | VM_DROPPABLE
 )  # fmt: skip
 
 # Private to the specification, above all flags of the kernel: the VMA may have lost VM_LOCKED_MASK, as one of which
 # a part was moved with DONTUNMAP has. The machine shows whether the page stands in such a VMA.
 MAYBE_UNLOCKED: Final = 1 << 64
+MAYBE_UNMAPPED: Final = 1 << 65  # likewise: a stack that may not have grown down to here
 
 
 class Backing(NamedTuple):
@@ -93,15 +97,21 @@ class Limits(NamedTuple):
     top: int
     total: int
     mremap_flags: int  # MREMAP_* bits that the design under test knows
-    mremap_checks_first: bool = True  # as in the profile
-    mremap_moves_several: bool = True
-    memlock: int | None = None  # RLIMIT_MEMLOCK in pages; None where it does not bind (CAP_IPC_LOCK)
+    profile: Profile = PROFILES["6.18"]
+    stack_guard_gap: int = 256  # pages
+    heap: int = 0  # arena page where the heap of the first process begins
+
+    @property
+    def memlock(self) -> int | None:
+        """RLIMIT_MEMLOCK in pages; None where it does not bind."""
+        return self.profile.memlock_pages
 
 
 class Settings(NamedTuple):
-    """What a process has asked for what it maps from now on. A child does not inherit it."""
+    """What a process has beside its pages."""
 
-    lock: int = 0  # VM_LOCKED_MASK bits (mlockall MCL_FUTURE)
+    lock: int = 0  # VM_LOCKED_MASK bits of what it will map (mlockall MCL_FUTURE); a child does not inherit them
+    brk: int = -1  # arena page where its heap ends; -1: where it begins
 
 
 def wrong_result(op: Op, ret: int, allowed: str) -> Refusal:

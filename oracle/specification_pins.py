@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import VM_ACCESS_FLAGS
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE
 from emulator.uapi import EBUSY, EFAULT, EINVAL, PROT_READ, PROT_WRITE, result_name
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
+from oracle import specification_stack
 from oracle.contents import LANE
 from oracle.specification_page import Page, Pages, PinState, Refusal, beyond_file, names, wrong_result
 
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     """gup_fast and gup_slow."""
     number, flags, label = op.args
-    allowed = gup_results(spec, pages.get(number), op)
+    page = pages.get(number)
+    grows = page is None and spec.stacks and spec.limits.profile.gup_grows_stack
+    if grows and gup_results(spec, page, op) == {-EFAULT}:
+        page = specification_stack.grow(spec, pages, op, ret)
+    allowed = gup_results(spec, page, op)
     if ret not in allowed:
         return wrong_result(op, ret, names(allowed))
     if ret:
@@ -36,7 +41,7 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
         return None
     own = page.content
     dropped = page.dropped
-    if dropped is not None and dropped >= 0 and flags & FOLL_WRITE:
+    if dropped is not None and dropped >= 0 and flags & FOLL_WRITE and not page.flags & VM_DROPPABLE:
         dropped = ~dropped  # dirty from now on
         pages[number] = Page(page.flags, backing, own, dropped)
         spec.unsettled.append((op.proc, number))

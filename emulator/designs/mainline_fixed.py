@@ -64,6 +64,15 @@ def dontunmap_complete(original: Original, vrm: mremap.VmaRemapStruct, new: VmAr
     vrm.mm.locked_vm = locked
 
 
+def grow_downwards(original: Original, area: VmAreaStruct, address: int) -> int:
+    """A stack that is not accountable is not charged for its growth: nobody would give that back."""
+    start = area.vm_start
+    error: int = original(area, address)
+    if not error and not area.vm_flags & VM_ACCOUNT:
+        area.vm_mm.machine.committed -= (start - address) >> PAGE_SHIFT
+    return error
+
+
 def mmap_new_area(
     original: Original,
     mm: MmStruct,
@@ -92,4 +101,5 @@ class MainlineFixed(Design):
         "mremap.unmap_source_vma": unmap_source_vma,
         "mremap.dontunmap_complete": dontunmap_complete,
         "mmap.mmap_new_area": mmap_new_area,
+        "brk.grow_downwards": grow_downwards,
     }

@@ -13,7 +13,7 @@ from emulator.mm_types import (
     MmStruct,
     VmAreaStruct,
 )
-from emulator.uapi import EFAULT, ENOMEM, EPERM
+from emulator.uapi import EFAULT, ENOMEM, EPERM, MAP_FIXED
 
 
 def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int) -> int:
@@ -48,6 +48,7 @@ def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int
 def sys_brk(mm: MmStruct, brk: int) -> int:
     """brk(2) as the kernel has it: returns the break afterwards, the old one when it could not be moved."""
     mm.mmap_lock.down_write()
+    mm.machine.sched.point("brk.locked")
     old = page_align(mm.brk)
     if brk >= mm.start_brk and move_brk(mm, brk):
         mm.brk = brk
@@ -67,6 +68,10 @@ def move_brk(mm: MmStruct, brk: int) -> bool:
         if mm.machine.profile.heap_must_be_there and not mm.mm_mt.overlapping(new, old):
             return False
         return munmap.do_munmap(mm, new, old - new) == 0
+    if mmap.get_unmapped_area(mm, None, old, new - old, 0, MAP_FIXED) < 0:
+        return False
+    if not mmap.mlock_future_ok(mm, bool(mm.def_flags & VM_LOCKED), new - old):
+        return False
     following = mm.mm_mt.find(old)
     if following is not None and new + PAGE_SIZE > mmap.vm_start_gap(following):
         return False
@@ -85,10 +90,12 @@ def expand_downwards(area: VmAreaStruct, address: int) -> int:
     if address < mm.machine.profile.mmap_min_addr:
         return -EPERM
     below = mm.mm_mt.prev_of(area.vm_start)
-    gap = mm.machine.profile.stack_guard_gap << PAGE_SHIFT
+    gap = mm.machine.stack_guard_gap << PAGE_SHIFT
     if below is not None and not below.vm_flags & VM_GROWSDOWN and below.vm_flags & VM_ACCESS_FLAGS:
         if address - below.vm_end < gap:
             return -ENOMEM
+    if mm.machine.profile.maple_tree and mm.machine.should_fail("vma_tree_prealloc"):
+        return -ENOMEM
     if rmap.anon_vma_prepare(area):
         return -ENOMEM
     assert area.anon_vma is not None
@@ -105,6 +112,9 @@ def grow_downwards(area: VmAreaStruct, address: int) -> int:
     grow = (area.vm_start - address) >> PAGE_SHIFT
     if area.vm_end - address > mm.machine.profile.rlimit_stack or grow > area.vm_pgoff:
         return -ENOMEM
+    if not mmap.mlock_future_ok(mm, bool(area.vm_flags & VM_LOCKED), grow << PAGE_SHIFT):
+        return -ENOMEM
+    # Charged whether the VMA is accountable or not; where it is not, nobody ever gives that back (nor in Linux).
     if not mmap.may_expand_vm(mm, area.vm_flags, grow) or mmap.security_vm_enough_memory(mm, grow):
         return -ENOMEM
     rmap.anon_vma_interval_tree_pre_update_vma(area)

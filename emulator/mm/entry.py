@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import (
+    brk,
     fault,
     fork,
     gup,
@@ -133,6 +134,10 @@ def do_munlockall(mm: MmStruct, args: tuple[int, ...]) -> int:
     return mlock.sys_munlockall(mm)
 
 
+def do_brk(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return to_page(mm, brk.sys_brk(mm, address(mm, args[0])))
+
+
 def do_fork(mm: MmStruct, args: tuple[int, ...]) -> int:
     return fork.sys_fork(mm, args[0])
 
@@ -219,4 +224,5 @@ HANDLERS = {
     "munlock": do_munlock,
     "mlockall": do_mlockall,
     "munlockall": do_munlockall,
+    "brk": do_brk,
 }

@@ -39,6 +39,7 @@ from emulator.mm import (
 )
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
+    VM_DROPPABLE,
     VM_HUGEPAGE,
     VM_HUGETLB,
     VM_NOHUGEPAGE,
@@ -226,13 +227,13 @@ def unmap_huge_pmd_locked(vma: VmAreaStruct, addr: int, pmd: PageTable, slot: in
     entry: int = pmd.entries[slot]  # type: ignore[assignment]
     if entry & DIRTY:
         folio.dirty = True
-    if folio.dirty:
+    if folio.dirty and not vma.vm_flags & VM_DROPPABLE:
         folio.swapbacked = True
         return False
     pmd.set(slot, 0)
     m.flush_tlb_range(vma.vm_mm, addr, addr + m.geometry.pmd_size)
     m.sched.point("unmap.pte_cleared")
-    if not rmap_unmap.may_discard(folio):
+    if not rmap_unmap.may_discard(folio, vma):
         pmd.set(slot, entry)
         return False
     rmap_counts.folio_remove_rmap_pmd(folio, vma)

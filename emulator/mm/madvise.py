@@ -16,6 +16,7 @@ from emulator.mm import gup, khugepaged, madvise_walk, memory_zap, mmu_gather, r
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
+    VM_DROPPABLE,
     VM_HUGEPAGE,
     VM_HUGETLB,
     VM_LOCKED,
@@ -170,6 +171,8 @@ def madvise_update_vma(
     if advice == MADV_DOFORK and flags & area.vm_mm.machine.profile.dofork_refused:
         return -EINVAL
     if advice == MADV_DODUMP and flags & VM_SPECIAL:
+        return -EINVAL
+    if advice in (MADV_KEEPONFORK, MADV_DODUMP) and flags & VM_DROPPABLE:
         return -EINVAL
     if advice == MADV_WIPEONFORK and (area.vm_file is not None or flags & VM_SHARED):
         return -EINVAL

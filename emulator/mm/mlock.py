@@ -8,6 +8,7 @@ from __future__ import annotations
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
 from emulator.mm import gup_populate, vma
 from emulator.mm_types import (
+    VM_DROPPABLE,
     VM_HUGETLB,
     VM_LOCKED,
     VM_LOCKED_MASK,
@@ -30,7 +31,7 @@ def mlock_fixup(
     """[start, end) of one VMA gets ``newflags``. The VMA that holds it afterwards, or -errno."""
     mm = area.vm_mm
     oldflags = area.vm_flags
-    if newflags == oldflags or oldflags & (VM_SPECIAL | VM_HUGETLB):
+    if newflags == oldflags or oldflags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
         return area
     changed = vma.vma_modify_flags(prev, area, start, end, newflags)
     if isinstance(changed, int):

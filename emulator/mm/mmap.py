@@ -6,10 +6,12 @@ Limits and accounting that the system calls share stand here too.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, ksm, munmap, vma
+from emulator.mm import gup_populate, ksm, mlock, munmap, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
+    VM_DONTDUMP,
+    VM_DROPPABLE,
     VM_EXEC,
     VM_GROWSDOWN,
     VM_LOCKED,
@@ -22,6 +24,7 @@ from emulator.mm_types import (
     VM_NORESERVE,
     VM_SHARED,
     VM_SPECIAL,
+    VM_WIPEONFORK,
     VM_WRITE,
     File,
     MmStruct,
@@ -38,6 +41,7 @@ from emulator.uapi import (
     EOVERFLOW,
     EPERM,
     MAP_ANONYMOUS,
+    MAP_DROPPABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_GROWSDOWN,
@@ -115,7 +119,7 @@ def security_vm_enough_memory(mm: MmStruct, pages: int) -> int:
 def vm_start_gap(area: VmAreaStruct) -> int:
     """Where the space that belongs to the VMA begins: its stack guard gap counts."""
     if area.vm_flags & VM_GROWSDOWN:
-        return max(0, area.vm_start - (area.vm_mm.machine.profile.stack_guard_gap << PAGE_SHIFT))
+        return max(0, area.vm_start - (area.vm_mm.machine.stack_guard_gap << PAGE_SHIFT))
     return area.vm_start
 
 
@@ -271,7 +275,7 @@ def mmap_region(mm: MmStruct, file: File | None, addr: int, length: int, vm_flag
         return -ENOMEM
     vm_stat_account(mm, area.vm_flags, pages)
     if area.vm_flags & VM_LOCKED:
-        if area.vm_flags & VM_SPECIAL:
+        if area.vm_flags & (VM_SPECIAL | VM_DROPPABLE):  # DROPPABLE: not in 7.0-rc6, but in 6.18.44
             area.vm_flags &= ~VM_LOCKED_MASK
         else:
             mm.locked_vm += pages
@@ -344,6 +348,8 @@ def do_mmap(
         return addr
     if flags & MAP_FIXED_NOREPLACE and mm.mm_mt.overlapping(addr, addr + length):
         return -EEXIST
+    if flags & MAP_LOCKED and not mlock.can_do_mlock(mm):
+        return -EPERM
     if not mlock_future_ok(mm, bool(vm_flags & VM_LOCKED), length):
         return -EAGAIN
     if file is not None:
@@ -358,6 +364,11 @@ def do_mmap(
         if more & VM_MAYSHARE and not file.writable:
             vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
     elif flags & MAP_TYPE == MAP_PRIVATE:
+        pgoff = addr >> PAGE_SHIFT
+    elif flags & MAP_TYPE == MAP_DROPPABLE and mm.machine.profile.map_droppable:
+        if flags & MAP_LOCKED or vm_flags & VM_GROWSDOWN:
+            return -EINVAL  # memory that is not to be lost
+        vm_flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
         pgoff = addr >> PAGE_SHIFT
     else:
         return -EINVAL  # shared anonymous memory is not modelled yet

@@ -10,7 +10,7 @@ from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import rmap
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import VM_DROPPABLE, AnonVma, Folio, VmAreaStruct
 from emulator.uapi import EBUSY
 
 # ---- adding
@@ -67,6 +67,7 @@ def folio_set_anon(folio: Folio, vma: VmAreaStruct, address: int, exclusive: boo
         raise KernelBug("no-anon-vma", f"an anonymous page is mapped in {vma}, which is not faulted", vma)
     folio.mapping = anon_vma if exclusive else anon_vma.root
     folio.anon = True
+    folio.swapbacked = not vma.vm_flags & VM_DROPPABLE
     folio.index = vma_ops.linear_page_index(vma, address)
 
 

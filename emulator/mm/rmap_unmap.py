@@ -20,7 +20,7 @@ from emulator.hw.pte import (
     mk_softleaf,
 )
 from emulator.mm import huge_memory, page_vma_mapped, rmap, rmap_counts, swap
-from emulator.mm_types import VM_LOCKED, Folio, VmAreaStruct
+from emulator.mm_types import VM_DROPPABLE, VM_LOCKED, Folio, VmAreaStruct
 
 
 def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
@@ -51,7 +51,7 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
         if entry & DIRTY:
             folio.dirty = True
         if folio.anon and not folio.swapbacked:
-            if not may_discard(folio):
+            if not may_discard(folio, vma):
                 table.set(slot, entry)
                 table.ptl.unlock()
                 return False
@@ -68,12 +68,13 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
     return True
 
 
-def may_discard(folio: Folio) -> bool:
-    """May a lazily freed page, whose entry is cleared, be thrown away? One that was written to is swap backed again.
+def may_discard(folio: Folio, vma: VmAreaStruct) -> bool:
+    """May a page that swap does not back, whose entry is cleared, be thrown away?
 
-    Whoever holds a reference may have written through it, and will only then mark the folio dirty.
+    One that was lazily freed and then written to is backed by swap again; droppable memory never is. Whoever holds a
+    reference may have written through it, and will only then mark the folio dirty.
     """
-    if folio.dirty:
+    if folio.dirty and not vma.vm_flags & VM_DROPPABLE:
         folio.swapbacked = True
         return False
     return folio.refcount == 1 + folio.mapcount()

@@ -154,7 +154,7 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
     point("reclaim.unmapped")
     # unmapped: no new pin can come now
     if folio.anon and not folio.swapbacked:
-        return folio, folio.refcount == 1 and not folio.dirty  # thrown away, if nobody else has it
+        return folio, folio.refcount == 1  # thrown away, if nobody else has it
     if folio.maybe_dma_pinned() or not folio.swapcache:
         return folio, False
     if folio.dirty:

@@ -24,6 +24,8 @@ POINTS: Final[dict[str, str]] = {
     "collapse.pmd_cleared": "the table of the small pages is out of reach and flushed, no page looked at",
     "collapse.swapped_in": "what was swapped out in the range is mapped again, mmap_lock held for reading",
     "collapse.unlocked": "the range may be collapsed; mmap_lock is dropped, no huge page allocated yet",
+    # the heap
+    "brk.locked": "mmap_lock is held for writing, nothing done yet",
     # page faults
     "fault.begin": "an access has faulted, mmap_lock is not taken",
     "fault.end": "the fault is handled and mmap_lock dropped; the access is tried again",

@@ -38,6 +38,7 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "mlock2": 3,
     "mlockall": 1,
     "munlockall": 1,
+    "brk": 4,
 }
 
 

@@ -32,11 +32,16 @@ from emulator.uapi import (
     MADV_SEQUENTIAL,
     MADV_WILLNEED,
     MADV_WIPEONFORK,
+    MAP_DROPPABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
     MAP_NORESERVE,
+    MAP_POPULATE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MAP_STACK,
     MCL_CURRENT,
     MCL_FUTURE,
     MLOCK_ONFAULT,
@@ -91,6 +96,7 @@ WEIGHTS: Final[dict[str, int]] = {
     "mlock2": 1,
     "mlockall": 1,
     "munlockall": 1,
+    "brk": 3,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -115,15 +121,20 @@ COMPANIONS: Final[dict[str, int]] = {
     "mlock2": 1,
     "mlockall": 1,
     "munlockall": 1,
+    "brk": 1,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
-_SELDOM: Final = frozenset(("mlock", "munlock", "mlock2", "mlockall", "munlockall"))
+_SELDOM: Final = frozenset(("mlock", "munlock", "mlock2", "mlockall", "munlockall", "brk"))
 # Advice that only makes the layout or the pages richer, and how often it is what madvise is called with.
 _ADVICE_SHARE: Final = 0.25
 _ADVICE: Final = (
     MADV_RANDOM, MADV_SEQUENTIAL, MADV_SEQUENTIAL, MADV_NORMAL, MADV_DONTFORK, MADV_DOFORK, MADV_WIPEONFORK,
     MADV_KEEPONFORK, MADV_DONTDUMP, MADV_DODUMP, MADV_WILLNEED, MADV_COLD, MADV_FREE, MADV_FREE, MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
+)  # fmt: skip
+_SELDOM_FLAG: Final = 0.08  # of the mappings have one of these
+_SELDOM_FLAGS: Final = (
+    MAP_GROWSDOWN, MAP_GROWSDOWN, MAP_LOCKED, MAP_POPULATE, MAP_STACK, MAP_DROPPABLE ^ MAP_PRIVATE
 )  # fmt: skip
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
 _NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
@@ -340,6 +351,8 @@ class Generator:
         if domain is Domain.PAGE:
             if kind == "exec":
                 return self._code(sketch, proc)
+            if kind == "brk":
+                return self._brk(sketch, proc)
             return self.places.touch(sketch, proc, near)
         if domain is Domain.PROT:
             return rng.choice((0, PROT_READ, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, 7))
@@ -387,6 +400,15 @@ class Generator:
         span = rng.choice(spans)
         return rng.randrange(span.start, span.end)
 
+    def _brk(self, sketch: Sketch, proc: int) -> int:
+        """Where the heap is to end: a little further or nearer, at times not at all in the heap."""
+        rng = self.rng
+        end = sketch.heaps.get(proc, self.places.heap)
+        if rng.random() < 0.1:
+            return self.places.page()
+        page = end + rng.choice((1, 1, 2, 3, self.places.huge, -1, -2, self.places.heap - end))
+        return min(max(page, 0), self.places.arena - 1)
+
     def _mmap(self, sketch: Sketch, proc: int) -> tuple[int, ...]:
         rng = self.rng
         length = self.places.length()
@@ -408,6 +430,8 @@ class Generator:
             flags |= MAP_FIXED_NOREPLACE
         if rng.random() < 0.1:
             flags |= MAP_NORESERVE
+        if rng.random() < _SELDOM_FLAG:
+            flags ^= rng.choice(_SELDOM_FLAGS)
         return page, length, prot, flags, file, offset
 
     def _mremap(self, sketch: Sketch, proc: int, near: range | None) -> tuple[int, ...]:

@@ -17,11 +17,12 @@ _TRIES: Final = 4
 class Places:
     """Where operations of one workload happen: in two small windows of the arena, and around what is mapped."""
 
-    __slots__ = ("arena", "huge", "rng", "windows")
+    __slots__ = ("arena", "heap", "huge", "rng", "windows")
 
     def __init__(self, rng: Random, geometry: Geometry) -> None:
         self.rng = rng
         self.arena = geometry.arena_pages
+        self.heap = geometry.heap_page
         self.huge = geometry.hpage_pmd_nr
         pud = geometry.pud_size >> PAGE_SHIFT
         self.windows = (self._window(pud), self._window(pud))

@@ -43,6 +43,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "munlock": (("mlock",), ("merge", "anon_vma", "rmap")),
     "mlockall": (("mlock", "populate"), ("merge", "fault", "anon_vma", "thp", "rmap")),
     "munlockall": (("mlock",), ("merge", "anon_vma", "rmap")),
+    "brk": ((), ("munmap", "zap", "populate", "merge", "anon_vma", "rmap")),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate"))

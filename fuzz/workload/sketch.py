@@ -17,6 +17,8 @@ from emulator.uapi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    PROT_READ,
+    PROT_WRITE,
 )
 from emulator.workload import FOLL_WRITE, Op, Step
 from fuzz.workload.domains import OP_DOMAINS
@@ -56,12 +58,13 @@ class Span:
 class Sketch:
     """The spans of each living process, the pages that were touched last, and the labels in use."""
 
-    __slots__ = ("geometry", "labels", "spaces", "touched")
+    __slots__ = ("geometry", "heaps", "labels", "spaces", "touched")
 
     def __init__(self, geometry: str) -> None:
         self.geometry: Geometry = GEOMETRIES[geometry]
         self.labels = Labels()
         self.spaces: dict[int, list[Span]] = {0: []}  # ascending by address
+        self.heaps: dict[int, int] = {}  # where the heap of a process ends that has moved it
         self.touched: dict[int, list[int]] = {0: []}  # pages that hold something of their own, oldest first
 
     def add(self, step: Step) -> Step | None:
@@ -109,7 +112,10 @@ class Sketch:
                 span.prot = args[2]
         elif kind == "madvise":
             self._follow_madvise(spans, args)
+        elif kind == "brk":
+            self._follow_brk(op.proc, spans, args[0])
         elif kind == "fork":
+            self.heaps[args[0]] = self.heaps.get(op.proc, self.geometry.heap_page)
             self.spaces[args[0]] = [span.part(span.start, span.end) for span in spans]
             self.touched[args[0]] = list(self.touched[op.proc])
         elif kind == "exit":
@@ -141,6 +147,16 @@ class Sketch:
         if start + length <= self.geometry.arena_pages:
             home = offset if file else start
             self._insert(spans, Span(start, start + length, home, prot, file, faulted=False, huge=False))
+
+    def _follow_brk(self, proc: int, spans: list[Span], end: int) -> None:
+        old = self.heaps.get(proc, self.geometry.heap_page)
+        if end < self.geometry.heap_page or (end > old and not self.is_free(proc, old, end + 1)):
+            return
+        self._unmap(spans, end, old)
+        if end > old:
+            prot = PROT_READ | PROT_WRITE
+            self._insert(spans, Span(old, end, old, prot, 0, faulted=False, huge=False))
+        self.heaps[proc] = end
 
     def _follow_mremap(self, proc: int, spans: list[Span], args: tuple[int, ...]) -> None:
         start, old_len, new_len, flags, target = args

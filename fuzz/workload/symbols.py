@@ -14,8 +14,13 @@ _FLAGS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
     Domain.MAP_FLAGS: (
         ("shared", uapi.MAP_SHARED),
         ("private", uapi.MAP_PRIVATE),
+        ("droppable", uapi.MAP_DROPPABLE),
         ("fixed", uapi.MAP_FIXED),
+        ("growsdown", uapi.MAP_GROWSDOWN),
+        ("locked", uapi.MAP_LOCKED),
         ("noreserve", uapi.MAP_NORESERVE),
+        ("populate", uapi.MAP_POPULATE),
+        ("stack", uapi.MAP_STACK),
         ("noreplace", uapi.MAP_FIXED_NOREPLACE),
     ),
     Domain.MREMAP_FLAGS: (

@@ -6,15 +6,17 @@ a write stores; it returns (result, contents for a read). To add an op: write it
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MCL_CURRENT, MREMAP_DONTUNMAP, MREMAP_FIXED
 from emulator.workload import OPS, Domain, Op, Workload
-from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, Processor
+from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.view import Depth
 
+SYS_BRK: Final = 12
 SYS_MREMAP: Final = 25
 SYS_MADVISE: Final = 28
 SYS_MLOCK: Final = 149
@@ -26,6 +28,9 @@ SYS_MLOCK2: Final = 325
 GEOMETRY: Final = "x86-64"
 ARENA_START: Final = GEOMETRIES[GEOMETRY].arena_start
 ARENA_PAGES: Final = GEOMETRIES[GEOMETRY].arena_pages
+
+_PR_SET_MM: Final = 35
+_PR_SET_MM_MAP: Final = 14
 
 Args = tuple[int, ...]
 Data = tuple[tuple[int, int], ...] | None
@@ -104,6 +109,27 @@ def _munlockall(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.call(SYS_MUNLOCKALL), None
 
 
+def _brk(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    processor = context.processor
+    if not ARENA_START <= processor.call(SYS_BRK, 0) <= address(ARENA_PAGES):
+        _move_heap(processor)
+    return to_page(processor.call(SYS_BRK, address(args[0]))), None
+
+
+def _move_heap(processor: Processor) -> None:
+    """Let the heap begin in the arena. The C library keeps what it has, and never asks for more (``surroundings``).
+
+    struct prctl_mm_map: where code, data, heap, stack, arguments and environment are. All but the heap only serves
+    /proc, and must be in order.
+    """
+    low, heap = 1 << 20, address(GEOMETRIES[GEOMETRY].heap_page)
+    fields = (low, low + 1, low + 2, low + 3, heap, heap, *[low + 4] * 5)
+    words = (ctypes.c_uint64 * 13)(*fields, 0, 0xFFFF_FFFF << 32)  # no auxiliary vector, no file
+    result = processor.call(SYS_PRCTL, _PR_SET_MM, _PR_SET_MM_MAP, ctypes.addressof(words), ctypes.sizeof(words))
+    if result < 0:
+        raise OSError(-result, "the heap cannot be moved into the arena (prctl PR_SET_MM_MAP)")
+
+
 def _read(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.load(address(args[0]))
 
@@ -127,6 +153,7 @@ CALLS: Final[dict[str, Run]] = {
     "munlock": _munlock,
     "mlockall": _mlockall,
     "munlockall": _munlockall,
+    "brk": _brk,
     "read": _read,
     "write": _write,
     "exec": _exec,

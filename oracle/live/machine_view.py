@@ -35,6 +35,7 @@ FLAGS: Final = {
     mm_types.VM_HUGEPAGE: "hg",
     mm_types.VM_NOHUGEPAGE: "nh",
     mm_types.VM_MERGEABLE: "mg",
+    mm_types.VM_DROPPABLE: "dp",
     mm_types.VM_SEALED: "sl",
 }
 

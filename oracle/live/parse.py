@@ -12,7 +12,7 @@ from oracle.live.proc import Counts
 from oracle.live.view import Counters, PageView, VmaView
 
 # Names of VmFlags (fs/proc/task_mmu.c) that are compared: those that the machine keeps.
-FLAG_NAMES: Final = frozenset("gd pf lo lf io sr rr dc de ac nr ht wf dd mm hg nh mg sl gu".split())
+FLAG_NAMES: Final = frozenset("gd pf lo lf io sr rr dc de ac nr ht wf dd mm hg nh mg dp sl gu".split())
 
 # Bits of /proc/kpageflags that are compared (include/uapi/linux/kernel-page-flags.h).
 KPF_NAMES: Final = {

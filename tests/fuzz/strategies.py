@@ -84,7 +84,7 @@ def encodable(draw: st.DrawFn) -> Workload:
 def wild(draw: st.DrawFn) -> Workload:
     """Any integers, kinds and names at all, in a workload's shape."""
     number = st.integers(-3, 300) | st.integers()
-    kind = st.sampled_from([*sorted(OPS), "brk"])
+    kind = st.sampled_from([*sorted(OPS), "reboot"])
     op = st.builds(Op, kind, number, st.lists(number, max_size=7).map(tuple), number)
     switch = st.builds(Switch, number, points | st.text(max_size=5), number)
     step = st.builds(

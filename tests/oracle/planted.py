@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from emulator.designs.base import Design
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SIZE
-from emulator.mm import mmap, munmap
+from emulator.mm import brk, mmap, munmap, rmap
 from emulator.mm_types import VM_DONTCOPY, VM_WIPEONFORK, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import EFAULT, EINVAL, MAP_FIXED
 
@@ -102,7 +102,7 @@ def low_places(original: Original, mm: MmStruct, file: Any, addr: int, length: i
     return mmap.vm_unmapped_area_bottomup(mm, length, mm.machine.geometry.arena_start)
 
 
-def discard_anyway(folio: Folio) -> bool:
+def discard_anyway(folio: Folio, vma: VmAreaStruct) -> bool:
     """Lazily freed pages are thrown away though they were written to again."""
     return True
 
@@ -120,6 +120,16 @@ def fork_all_alike(original: Original, mm: MmStruct, oldmm: MmStruct) -> int:
         if old is not None:
             area.vm_flags |= old.vm_flags & VM_WIPEONFORK
     return error
+
+
+def grow_anyway(area: VmAreaStruct, address: int) -> int:
+    """A stack grows without a look at what is below."""
+    error: int = rmap.anon_vma_prepare(area)
+    return error or brk.grow_downwards(area, address & -PAGE_SIZE)
+
+
+def say_it_has_moved(mm: MmStruct, end: int) -> bool:
+    return True
 
 
 def munmap_by_halves(mm: MmStruct, start: int, length: int) -> int:
@@ -213,6 +223,16 @@ class DropsDirtyPages(Design):
 class ForkIgnoresAdvice(Design):
     name = "fork-ignores-advice"
     replaces: ClassVar = {"fork.dup_mmap": fork_all_alike}
+
+
+class BreaksTheGap(Design):
+    name = "breaks-the-gap"
+    replaces: ClassVar = {"brk.expand_downwards": grow_anyway}
+
+
+class HeapLies(Design):
+    name = "heap-lies"
+    replaces: ClassVar = {"brk.move_brk": say_it_has_moved}
 
 
 class MunmapLies(Design):

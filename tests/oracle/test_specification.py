@@ -56,7 +56,8 @@ class Bench:
     def __init__(self, *, mremap_flags: int = 0, old_mremap: bool = False) -> None:
         limits = Limits(200, 150, mremap_flags)
         if old_mremap:
-            limits = limits._replace(mremap_checks_first=False, mremap_moves_several=False)
+            old = limits.profile._replace(mremap_checks_first=False, mremap_moves_several=False)
+            limits = limits._replace(profile=old)
         self.spec = Specification(limits)
         self.token = 0
 

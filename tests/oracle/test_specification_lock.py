@@ -37,6 +37,12 @@ class Locks(Bench):
     def locked(self, *numbers: int, proc: int = 0) -> list[int]:
         return [self.spec.procs[proc][number].flags & VM_LOCKED_MASK for number in numbers]
 
+    def may_lock(self, pages: int) -> None:
+        """RLIMIT_MEMLOCK, for a process without CAP_IPC_LOCK."""
+        limits = self.spec.limits
+        profile = limits.profile._replace(cap_ipc_lock=False, rlimit_memlock=pages << 12)
+        self.spec.limits = limits._replace(profile=profile)
+
     def open(self) -> list[int]:
         """Pages of which it is not known yet whether they are locked."""
         return [number for number, page in self.spec.procs[0].items() if page.flags & MAYBE_UNLOCKED]
@@ -114,7 +120,7 @@ def test_all_of_it() -> None:
 def test_limits() -> None:
     """RLIMIT_MEMLOCK binds a process without CAP_IPC_LOCK: which error, and that nothing is done then."""
     bench = Locks()
-    bench.spec.limits = bench.spec.limits._replace(memlock=4)
+    bench.may_lock(4)
     bench.map(10, 10)
     bench.do("mlock", 10, 5, ret=-ENOMEM)
     bench.do("mlockall", MCL_CURRENT, ret=-ENOMEM)
@@ -127,7 +133,7 @@ def test_limits() -> None:
     bench.do("mmap", 60, 1, RW, FIXED, 0, 0, ret=-EAGAIN)
     bench.do("munlock", 10, 4)
     bench.map(60, 1)
-    bench.spec.limits = bench.spec.limits._replace(memlock=0)
+    bench.may_lock(0)
     for kind, args in (("mlock", (10, 1)), ("mlock2", (10, 1, 1)), ("mlockall", (1,))):
         bench.do(kind, *args, ret=-EPERM)
     bench.do("munlock", 10, 1)

@@ -19,6 +19,7 @@ LEAKS = (
     "mremap-grow-charge",
     "mremap-uncut-source-charge",
     "mremap-dontunmap-locked",
+    "stack-growth-charge",
 )
 FOLDER = Path(__file__).parents[3] / "corpus" / "regressions" / "mainline"
 

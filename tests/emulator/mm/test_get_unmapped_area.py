@@ -66,10 +66,10 @@ def test_guard_gap_of_a_stack() -> None:
 
 def test_guard_gap_of_a_stack_behind_another() -> None:
     """Two stacks, one above the other: the gap of the lower one counts, though the upper one's begins above it."""
-    world = World(profile=profile_with(stack_guard_gap=8))
+    world = World(profile=profile_with(stack_guard_gap=4))
     last = world.machine.geometry.arena_pages
     for page in (last - 2, last - 4):
         world.mmap(page, 1)
         world.vma(page).vm_flags |= VM_GROWSDOWN
     assert world.do("mmap", last - 1, 1, RW, MAP_PRIVATE, 0, 0) == last - 1
-    assert world.do("mmap", last - 1, 2, RW, MAP_PRIVATE, 0, 0) == last - 14
+    assert world.do("mmap", last - 1, 2, RW, MAP_PRIVATE, 0, 0) == last - 10

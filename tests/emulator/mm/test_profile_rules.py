@@ -23,6 +23,8 @@ from emulator.uapi import (
     MADV_HUGEPAGE,
     MADV_PAGEOUT,
     MADV_POPULATE_WRITE,
+    MAP_DROPPABLE,
+    MAP_FIXED,
     MAP_GROWSDOWN,
     MAP_NORESERVE,
     MAP_PRIVATE,
@@ -164,8 +166,13 @@ def map_a_stack(profile: Profile) -> object:
     """A mapping with MAP_STACK beside one without."""
     world = World(profile=profile)
     world.mmap(0, 2)
-    world.image.mmap.sys_mmap(world.mm(), world.address(2), 2 * PAGE_SIZE, RW, PRIVATE_FIXED | MAP_STACK, None, 0)
+    world.mmap(2, 2, RW, PRIVATE_FIXED | MAP_STACK)
     return world.layout()
+
+
+def map_droppable_memory(profile: Profile) -> object:
+    """A mapping of the type that 6.11 brought."""
+    return World(profile=profile).do("mmap", 0, 2, RW, MAP_DROPPABLE | MAP_FIXED, 0, 0)
 
 
 def chosen_place(profile: Profile, pages: int, file: int) -> int:
@@ -440,6 +447,7 @@ RULES: Final = {
             False: ([(0, 1), (3, 1), (8, 4)], 0),
         },
     ),
+    "map_droppable": Rule(map_droppable_memory, {True: 0, False: -EINVAL}),
     "map_stack_nohugepage": Rule(map_a_stack, {True: [(0, 2), (2, 2)], False: [(0, 4)]}),
     "thp_aligned_files": Rule(lambda profile: chosen_place(profile, 10, 1), {True: 16, False: 11}),
     "thp_aligned_anon": Rule(lambda profile: chosen_place(profile, 8, 0), {True: 16, False: 9}),
