@@ -161,7 +161,7 @@ def test_clamping() -> None:
 def test_wrong_shapes() -> None:
     """Unknown kinds go, missing arguments are 0, surplus ones go, a step has at most three ops."""
     read = Op("read", 0, (1,))
-    assert repair(Workload("small8", (Step((Op("brk", 0, ()),)), Step(())))).steps == ()
+    assert repair(Workload("small8", (Step((Op("reboot", 0, ()),)), Step(())))).steps == ()
     assert repair(Workload("small8", (Step((Op("munmap", 0, (1,)),)),))).steps[0].ops[0].args == (1, 0)
     assert repair(Workload("small8", (Step((Op("read", 0, (1, 2, 3)),)),))).steps == (Step((read,)),)
     assert repair(Workload("small8", (Step((read,) * 5),))).steps == (Step((read,) * 3),)
