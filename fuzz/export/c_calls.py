@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 # The order in which people write them.
 _PROT: Final = ("PROT_READ", "PROT_WRITE", "PROT_EXEC")
-_MAP: Final = ("MAP_SHARED", "MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_FIXED", "MAP_FIXED_NOREPLACE", "MAP_NORESERVE")
+_MAP: Final = (
+    *("MAP_SHARED", "MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_FIXED", "MAP_FIXED_NOREPLACE", "MAP_NORESERVE"),
+    *("MAP_GROWSDOWN", "MAP_LOCKED", "MAP_POPULATE", "MAP_STACK"),
+)
+_MAP_UNTOLD: Final = uapi.MAP_DROPPABLE  # a type of its own
 _MLOCK: Final = ("MLOCK_ONFAULT",)
 _MCL: Final = ("MCL_CURRENT", "MCL_FUTURE", "MCL_ONFAULT")
 _MREMAP: Final = ("MREMAP_MAYMOVE", "MREMAP_FIXED", "MREMAP_DONTUNMAP")
@@ -51,6 +55,8 @@ def inexpressible(op: Op) -> str:
         return f"{op.kind}, for which there is no C yet"
     if op.kind == "mremap" and op.args[3] & ~_MREMAP_KNOWN:
         return "mremap flags that mainline does not have"
+    if op.kind == "mmap" and op.args[3] & _MAP_UNTOLD:
+        return "mmap MAP_DROPPABLE, which C libraries do not know"
     if op.kind == "mmap" and op.args[3] & uapi.MAP_TYPE == uapi.MAP_SHARED and not op.args[4]:
         return "shared anonymous memory, which the machine does not have yet"
     return ""

@@ -62,7 +62,7 @@ def test_recorded_seeds(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_generated(seed: int, tmp_path: Path) -> None:
     """What the live oracle is fed with: x86-64, up to 60 steps, with processes that fork."""
-    _agrees(next(round_of(seed)), tmp_path)
+    _agrees(exportable(next(round_of(seed))), tmp_path)
 
 
 @compiled
@@ -88,4 +88,9 @@ def test_any_arguments(seed: int, tmp_path: Path) -> None:
         for values in OP_DOMAINS["small4"][kind].values:
             args.append(rng.choice(sorted(values)[:24]))
         steps.append(Step((Op(kind, 0, tuple(args)),)))
-    _agrees(exportable(Workload("small4", tuple(steps))), tmp_path)
+    workload = exportable(Workload("small4", tuple(steps)))
+    try:
+        c_program.check(workload)
+    except UsageError as error:
+        pytest.skip(str(error))  # the kernel chose a place outside of the arena
+    _agrees(workload, tmp_path)
