@@ -69,6 +69,13 @@ class Profile(NamedTuple):
     # the rework of 6.15 (in 6.12 it is right).
     dontunmap_counts_locked: bool = True
 
+    # ---- what a kernel may be built without
+    anon_vma_name: bool = True  # CONFIG_ANON_VMA_NAME: anonymous VMAs have names, and merge only with equal ones
+
+    # ---- mm/mseal.c
+    # mseal(2): since 6.10 (J. Xu, "mseal: add mseal syscall").
+    mseal: bool = True
+
     # ---- brk (mm/mmap.c)
     # The heap grows from the VMA before it even where that is not the heap (bss): until 6.1 (L. Howlett, "mm/mmap:
     # change do_brk_flags() to expand existing VMA").
@@ -172,6 +179,7 @@ PROFILES: Final[dict[str, Profile]] = {
             mmap_takes_over_charge=False,
             map_stack_nohugepage=False,
             map_droppable=False,
+            mseal=False,
             thp_aligned_files=False,
             thp_aligned_anon=False,
             mprotect_uncharges=False,

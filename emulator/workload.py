@@ -41,6 +41,10 @@ class Domain(Enum):
     GUP_FLAGS = "gup_flags"  # GUP_* bits
     MLOCK2_FLAGS = "mlock2_flags"  # MLOCK_* bits, and one that does not exist
     MCL_FLAGS = "mcl_flags"  # MCL_* bits
+    VMA_NAME = "vma_name"  # 0: none, n: VMA_NAMES[n - 1]
+    POLICY = "policy"  # a number of POLICIES
+    PKEY = "pkey"  # 0: none, n: protection key n-1
+    SWITCH = "switch"  # 0 or 1
 
 
 # get_user_pages flags (include/linux/mm_types.h FOLL_*), as far as the model tells them apart.
@@ -52,6 +56,10 @@ FOLL_LONGTERM: Final = 4
 MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x08 | 0x10 | 0x100 | 0x2000 | 0x4000 | 0x8000 | 0x20000 | 0x100000
 # All advice of madvise(2) about private memory and files, but for REMOVE, (UN)MERGEABLE and DONTNEED_LOCKED.
 ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25)
+
+
+VMA_NAMES: Final = ("stack", "heap")
+POLICIES: Final = ("default", "bind", "interleave", "preferred")  # of memory, all about node 0
 
 
 class OpSpec(NamedTuple):
@@ -132,6 +140,30 @@ OPS: Final[dict[str, OpSpec]] = {
         21, (("flags", Domain.MCL_FLAGS),), "lock all that is mapped (CURRENT), all that will be (FUTURE)"
     ),
     "munlockall": OpSpec(22, (), "unlock all, and what comes"),
+    "mseal": OpSpec(24, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "seal: no unmapping, moving, mprotect"),
+    "set_vma_name": OpSpec(
+        25,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("name", Domain.VMA_NAME)),
+        "prctl: name anonymous memory, or take its name away",
+    ),
+    "memory_merge": OpSpec(
+        26, (("on", Domain.SWITCH),), "prctl: offer all memory of the process to the same-page scanner, or none"
+    ),
+    "mbind": OpSpec(
+        27,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("policy", Domain.POLICY)),
+        "on which node memory is to come",
+    ),
+    "pkey_mprotect": OpSpec(
+        28,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("prot", Domain.PROT), ("pkey", Domain.PKEY)),
+        "change permissions, with a protection key",
+    ),
+    "remap_file_pages": OpSpec(
+        29,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("off", Domain.FILE_OFFSET)),
+        "let a shared mapping of a file show other pages of it",
+    ),
     "brk": OpSpec(
         23, (("addr", Domain.PAGE),), "move the end of the heap, which begins at page ``heap_page`` of the world"
     ),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from oracle.specification import Specification
 
 
-_OF_MAPPINGS = frozenset(("mapped", "unmapped", "permissions", "flags", "backing"))
+_OF_MAPPINGS = frozenset(("mapped", "unmapped", "permissions", "flags", "name", "policy", "backing"))
 _NOTHING = ("result", "", "no state that an injected failure may leave is shown")
 
 

@@ -31,8 +31,13 @@ _SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY
 _OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin"))
 _OF_PINS = frozenset(("write", "pin_write", "gup_fast", "gup_slow"))
 _NO_FRAMES: frozenset[int] = frozenset()
-_ON_RANGES = frozenset(("mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock"))
-_ON_ALL = frozenset(("mlockall", "munlockall", "brk"))
+_ON_RANGES = frozenset(
+    (
+        "mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock", "mseal", "set_vma_name",
+        "mbind", "pkey_mprotect", "remap_file_pages",
+    )
+)  # fmt: skip
+_ON_ALL = frozenset(("mlockall", "munlockall", "brk", "memory_merge"))
 
 
 class VisibleOracle:
@@ -142,6 +147,8 @@ class VisibleOracle:
                 else:
                     low, high = vma.vm_start, vma.vm_end
                     flags = vma.vm_flags & SHOWN
+                    if vma.anon_name is not None or vma.vm_policy is not None:
+                        flags = -2  # no page's: all are looked at in detail
                     backing = None
                     if vma.vm_file is not None:
                         origin = vma.vm_pgoff - (low >> PAGE_SHIFT) + first

@@ -75,6 +75,8 @@ def alike(mine: MmStruct | None, other: MmStruct | None) -> bool:
             return False
         if len(a.anon_vma_chain) != len(b.anon_vma_chain):
             return False
+        if a.anon_name != b.anon_name or a.vm_policy != b.vm_policy:
+            return False
         if a.vm_file is not b.vm_file and (
             a.vm_file is None or b.vm_file is None or a.vm_file.label != b.vm_file.label
         ):

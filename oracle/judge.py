@@ -35,8 +35,8 @@ from oracle.lifetime import LifetimeOracle
 from oracle.observation import Observer
 from oracle.rmap import RmapOracle
 from oracle.specification import Specification
-from oracle.specification_failure import left_in_part, settle
-from oracle.specification_mremap import refused_to_relocate
+from oracle.specification_failure import left_in_part, settle, stopped_half_way
+from oracle.specification_mremap import met_seal
 from oracle.specification_page import FAILURES, Limits, Refusal
 from oracle.structure import StructureOracle
 from oracle.tlb import TlbOracle
@@ -45,7 +45,7 @@ from oracle.visible import UNKNOWN
 
 if TYPE_CHECKING:
     from emulator.image import KernelImage
-    from emulator.mm_types import MmStruct
+    from emulator.mm_types import MmStruct, VmAreaStruct
     from emulator.profile import Profile
     from emulator.workload import Op, Outcome, Workload
 
@@ -267,7 +267,7 @@ class _Run:
         else:
             table = self.visible.touched(step.ops, outcomes)
             completed = self.machine.completed
-            refused = [refused_to_relocate(self.spec, op, o.ret) for op, o in zip(step.ops, outcomes, strict=True)]
+            refused = [stopped_half_way(self.spec, op, o.ret) for op, o in zip(step.ops, outcomes, strict=True)]
             explained = self.collision.explain(self.spec, step, index, outcomes, completed, table)
             if isinstance(explained, Finding):
                 return [explained]
@@ -291,7 +291,7 @@ class _Run:
         op = step.ops[0]
         spec = self.spec
         before = spec.copy()
-        refused = refused_to_relocate(spec, op, outcome.ret)
+        refused = stopped_half_way(spec, op, outcome.ret)
         view = self.visible.view
         refusal = settle(spec, op, outcome, token(index, 0), lambda *page: view.shows(before, *page))
         if refusal is None:
@@ -304,7 +304,8 @@ class _Run:
                 if done.apply(op, outcome, token(index, 0)) is not None:
                     done = before  # allowed after a failure only
             if done.procs == spec.procs and done.settings == spec.settings:
-                fate[0] = Fate.UNDONE if done is before else Fate.DONE
+                met = met_seal(before, op, outcome.ret) is not None  # nothing moved, but VMAs may have been cut
+                fate[0] = Fate.UNDONE if done is before and not met else Fate.DONE
         return refusal
 
     def _everything(self, index: int) -> bool:
@@ -350,7 +351,7 @@ class _Run:
             layout = []
             for vma in mm.mm_mt:
                 file = None if vma.vm_file is None else vma.vm_file.label
-                layout.append((vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags, file))
+                layout.append((vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags, file, *_named(vma)))
             seen.append((label, layout, self._contents(mm)))
         return blake2b(marshal.dumps(seen, 2), digest_size=16).hexdigest()
 
@@ -380,6 +381,13 @@ def oops_place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     file = Path(frames[-1].filename) if frames else Path()
     return f"{file.stem}.{frames[-1].name}" if file.parent == MM_FOLDER else ""
+
+
+def _named(vma: VmAreaStruct) -> tuple[str, ...]:
+    """Name and memory policy of a VMA that has any."""
+    if vma.anon_name is None and vma.vm_policy is None:
+        return ()
+    return (str(vma.anon_name), str(vma.vm_policy))
 
 
 def _kernel_bug(bug: KernelBug, index: int) -> Finding:

@@ -27,6 +27,7 @@ from emulator.mm_types import (
     VM_GROWSDOWN,
     VM_LOCKED,
     VM_LOCKED_MASK,
+    VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_WIPEONFORK,
@@ -58,6 +59,7 @@ from emulator.uapi import (
 )
 from emulator.workload import file_token
 from oracle import (
+    specification_attributes,
     specification_lock,
     specification_madvise,
     specification_mremap,
@@ -77,7 +79,6 @@ from oracle.specification_page import (
     content_difference,
     erased,
     names,
-    protected,
     unlocked,
     wrong_result,
 )
@@ -300,10 +301,12 @@ class Specification:
             self.frees = True
         if flags & MAP_GROWSDOWN:
             self.stacks = True
+        shared = bool(file) and flags & MAP_TYPE != MAP_PRIVATE
+        if self.settings_of(op.proc).merge and not shared and not shown & VM_DROPPABLE:
+            shown |= VM_MERGEABLE
         if file == 0:
             pages.update(dict.fromkeys(range(ret, ret + length), Page(shown, None, 0)))
         else:
-            shared = flags & MAP_TYPE != MAP_PRIVATE
             for i in range(length):
                 pages[ret + i] = Page(shown, Backing(shared, file - 1, offset + i), None)
         return None
@@ -327,6 +330,8 @@ class Specification:
             errors.add(-EEXIST)
         if fixed and addr + length > self.limits.top:
             errors.add(-ENOMEM)
+        if fixed and specification_mremap.sealed(pages, addr, addr + length):
+            errors.add(-EPERM)
         if flags & MAP_LOCKED and self.limits.memlock == 0:
             errors.add(-EPERM)
         if flags & MAP_LOCKED or self.settings_of(op.proc).lock:
@@ -365,20 +370,13 @@ class Specification:
         addr, length = op.args
         if not length:
             return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
+        if specification_mremap.sealed(pages, addr, addr + length):
+            return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
         if ret:
             return wrong_result(op, ret, "success")
         for number in range(addr, addr + length):
             pages.pop(number, None)
         return None
-
-    def _mprotect(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
-        addr, length, prot = op.args
-        for number in range(addr, addr + length):
-            page = pages.get(number)
-            if page is None:  # what stands before the hole is changed
-                return None if ret == -ENOMEM else wrong_result(op, ret, "-ENOMEM")
-            pages[number] = protected(page, prot)
-        return wrong_result(op, ret, "success") if ret else None
 
     # ---- processes
 
@@ -398,9 +396,8 @@ class Specification:
                     continue
                 child[number] = unlocked(erased(page) if page.flags & VM_WIPEONFORK else page)
         self.procs[label] = child
-        end = self.settings_of(op.proc).brk
-        if end >= 0:
-            self.settings[label] = Settings(brk=end)
+        if op.proc in self.settings:
+            self.settings[label] = self.settings[op.proc]._replace(lock=0)
         return None
 
     def _exit(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -415,7 +412,7 @@ class Specification:
 _HANDLERS = {
     "mmap": Specification._mmap,
     "munmap": Specification._munmap,
-    "mprotect": Specification._mprotect,
+    "mprotect": specification_attributes.mprotect,
     "madvise": specification_madvise.madvise,
     "fork": Specification._fork,
     "exit": Specification._exit,
@@ -430,6 +427,12 @@ _HANDLERS = {
     "mlockall": specification_lock.mlockall,
     "munlockall": specification_lock.mlockall,
     "brk": specification_stack.brk,
+    "mseal": specification_attributes.mseal,
+    "set_vma_name": specification_attributes.set_vma_name,
+    "memory_merge": specification_attributes.memory_merge,
+    "mbind": specification_attributes.mbind,
+    "pkey_mprotect": specification_attributes.mprotect,
+    "remap_file_pages": specification_attributes.remap_file_pages,
     "reclaim": Specification._kernel_activity,
     "swap_readahead": Specification._kernel_activity,
     "migrate": Specification._kernel_activity,

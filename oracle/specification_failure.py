@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
+from emulator.mm_types import VM_SEALED
 from emulator.uapi import EFAULT, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
 from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification_madvise import EFFECTS
 from oracle.specification_mremap import (
     bad_parameters,
+    left_by_seal,
+    met_seal,
     moves_several,
     next_page,
     one_mapping,
@@ -30,6 +33,10 @@ from oracle.specification_mremap import (
 )
 from oracle.specification_page import (
     FAILURES,
+    NAME,
+    NAME_SHIFT,
+    POLICY,
+    POLICY_SHIFT,
     Group,
     Page,
     Pages,
@@ -37,6 +44,7 @@ from oracle.specification_page import (
     erased,
     protected,
     unlocked,
+    with_flags,
     wrong_result,
 )
 from oracle.specification_stack import brk_of, growth
@@ -57,13 +65,21 @@ Shows = Callable[[int, int, Page | None], bool]
 
 def left_in_part(spec: Specification, op: Op, outcome: Outcome) -> bool:
     """May ``op`` have been done in part, so that ``settle`` has to look at what the machine shows?"""
-    return outcome.injected or refused_to_relocate(spec, op, outcome.ret)
+    return outcome.injected or stopped_half_way(spec, op, outcome.ret)
+
+
+def stopped_half_way(spec: Specification, op: Op, ret: int) -> bool:
+    """Is this the error, for which no allocation has to fail, of a move that may have begun?"""
+    return refused_to_relocate(spec, op, ret) or left_by_seal(spec, op, ret)
 
 
 def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[Group]:
     """What ``op``, which may have been done in part, may have left; other pages are as before."""
     pages = spec.procs[op.proc]
     kind, ret = op.kind, outcome.ret
+    met = met_seal(spec, op, ret)
+    if met is not None:
+        return _seal_groups(pages, op, outcome, *met)
     if kind == "mremap":
         return _mremap_groups(spec, pages, op, outcome)
     if kind in _LOCK_ALL:  # a mapping that cannot be cut stays as it was, and nobody is told
@@ -74,7 +90,7 @@ def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[
         return [] if found is None else [[dict.fromkeys(found.numbers, found.page), dict.fromkeys(found.numbers)]]
     if ret >= 0:
         return []
-    if kind == "mmap" and op.args[3] & MAP_FIXED:
+    if kind == "remap_file_pages" or (kind == "mmap" and op.args[3] & MAP_FIXED):
         addr, length = op.args[:2]
         return [[{n: pages[n]}, {n: None}] for n in range(addr, addr + length) if n in pages]
     change = _change(op)
@@ -91,11 +107,34 @@ def _either(number: int, before: Page, after: Page) -> Group:
     return [{number: before}, {number: after}]
 
 
+def _seal_groups(pages: Pages, op: Op, outcome: Outcome, stop: int, certain: int) -> list[Group]:
+    """What a move of several mappings leaves that met a seal after ``stop`` pages, ``certain`` of them moved."""
+    addr, new_addr = op.args[0], op.args[4]
+    groups: list[Group] = []
+    for i in range(stop):
+        page = pages.get(addr + i)
+        if page is not None:
+            left = unlocked(erased(page)) if op.args[3] & MREMAP_DONTUNMAP else None
+            group: Group = [{addr + i: left, new_addr + i: page}]
+            if i >= certain:
+                group.append({addr + i: page, new_addr + i: pages.get(new_addr + i)})
+            if outcome.injected:
+                group.append({addr + i: erased(page), new_addr + i: page})
+            groups.append(group)
+    return groups
+
+
 def _change(op: Op) -> Callable[[Page], Page] | None:
     """What a call that changes mappings in turn makes of a page that it gets to."""
     kind, args = op.kind, op.args
-    if kind == "mprotect":
+    if kind in ("mprotect", "pkey_mprotect"):
         return lambda page: protected(page, args[2])
+    if kind == "mseal":
+        return lambda page: with_flags(page, 0, VM_SEALED)
+    if kind == "set_vma_name":
+        return lambda page: page if page.backing is not None else with_flags(page, NAME, args[2] << NAME_SHIFT)
+    if kind == "mbind":
+        return lambda page: with_flags(page, POLICY, args[2] << POLICY_SHIFT)
     if kind in ("mlock", "mlock2", "munlock"):
         return lambda page: with_lock(page, lock_flags(op))
     if kind == "madvise" and args[2] in EFFECTS:
@@ -174,6 +213,8 @@ def absorbed(spec: Specification, op: Op, ret: int) -> bool:
     pages = spec.procs.get(op.proc)
     if pages is None:
         return True
+    if met_seal(spec, op, ret) is not None:
+        return False
     if op.kind == "mremap":
         failed = ret in FAILURES or refused_to_relocate(spec, op, ret)
         return not failed and not _really_moved(spec, pages, op, ret)

@@ -19,6 +19,7 @@ from emulator.mm_types import (
     VM_LOCKED,
     VM_NOHUGEPAGE,
     VM_RAND_READ,
+    VM_SEALED,
     VM_SEQ_READ,
     VM_WIPEONFORK,
 )
@@ -28,6 +29,7 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    EPERM,
     MADV_COLD,
     MADV_COLLAPSE,
     MADV_DODUMP,
@@ -59,6 +61,9 @@ if TYPE_CHECKING:
 
 Effect = Callable[[Page], Page | int]
 """What the page becomes, or the error with which its mapping refuses."""
+
+# Advice that throws contents away, now or in a child.
+DISCARDS: Final = frozenset((MADV_DONTNEED, MADV_FREE, MADV_DONTFORK, MADV_WIPEONFORK))
 
 # Why a range cannot be collapsed (now) hangs on page tables and references, which nobody sees; contents never change.
 COLLAPSE_ERRORS: Final = frozenset((-EINVAL, -EAGAIN, -EBUSY))
@@ -134,7 +139,7 @@ def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | No
         if page is None:
             want = -ENOMEM
             continue
-        after = effect(page)
+        after = effect(page) if not _kept_by_seal(page, advice) else -EPERM
         if isinstance(after, int):
             want = after
             break
@@ -144,14 +149,21 @@ def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | No
     return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
 
 
+def _kept_by_seal(page: Page, advice: int) -> bool:
+    """Private anonymous memory that is sealed and cannot be written must keep its contents."""
+    return advice in DISCARDS and page.backing is None and page.flags & (VM_SEALED | PROT_WRITE) == VM_SEALED
+
+
 def _populate(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     addr, length, advice = op.args
     write = advice == MADV_POPULATE_WRITE
-    want = 0
+    want = holes = 0
     for number in range(addr, addr + length):
         page = pages.get(number)
         if page is None:
-            want = -ENOMEM
+            holes = -ENOMEM
+            if spec.limits.profile.populate_ends_at_hole:
+                break
         elif not page.flags & (PROT_WRITE if write else PROT_READ):
             want = -EINVAL
         elif beyond_file(page):
@@ -160,6 +172,7 @@ def _populate(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | 
             pages[number] = written_to(spec, op.proc, number, page)
         if want:
             break
+    want = want or holes
     return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
 
 

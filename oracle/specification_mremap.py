@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import VM_LOCKED, VM_LOCKED_MASK
+from emulator.mm_types import VM_LOCKED, VM_LOCKED_MASK, VM_SEALED
 from emulator.uapi import (
     EAGAIN,
     EFAULT,
     EINVAL,
     ENOMEM,
+    EPERM,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -27,8 +28,8 @@ from emulator.uapi import (
 )
 from oracle.specification_lock import may_lock
 from oracle.specification_page import (
+    KIND,
     MAYBE_UNLOCKED,
-    SHOWN,
     Backing,
     Page,
     Pages,
@@ -88,7 +89,7 @@ def next_page(page: Page, distance: int) -> Page:
 
 def _differ(a: int, b: int) -> bool:
     """Do these flags tell VMAs apart? Not where it has to show yet whether one of them was unlocked."""
-    difference = (a ^ b) & SHOWN
+    difference = (a ^ b) & KIND
     if (a | b) & MAYBE_UNLOCKED:
         difference &= ~VM_LOCKED_MASK
     return difference != 0
@@ -140,6 +141,8 @@ def mremap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | Non
         return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
     if addr not in pages:
         return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
+    if pages[addr].flags & VM_SEALED:
+        return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
     if moves_several(spec, op):
         spec.stack_moved = spec.stack_moved or spec.stacks
         return _move_several(spec, pages, op, ret)
@@ -158,6 +161,8 @@ def _one(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     head = pages[addr]
     implied = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
     if not implied and new <= old:
+        if sealed(pages, addr + new, addr + old):
+            return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
         if ret != addr:
             return wrong_result(op, ret, "the old address")
         _unmap(pages, addr + new, addr + old)
@@ -174,6 +179,13 @@ def _one(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
         if ret == -EAGAIN or (ret == -EFAULT and moved > 1):
             return None
         return wrong_result(op, ret, "-EAGAIN")
+    if flags & MREMAP_FIXED and not (ret == -EFAULT and moved > 1):
+        new_addr = op.args[4]
+        if sealed(pages, new_addr, new_addr + new):
+            return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
+        if sealed(pages, addr + new, addr + old):  # the destination has gone by then
+            _unmap(pages, new_addr, new_addr + new)
+            return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
     if ret < 0:
         return _refused(spec, pages, op, ret, moved)
     if not implied and ret == addr:
@@ -239,6 +251,16 @@ def _move_one(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) -
 def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     """A pure move with FIXED: whatever is mapped in the range moves, and gaps do not touch the destination."""
     addr, length, _, flags, new_addr = op.args
+    stop, certain = sealed_in_move(pages, op)
+    if stop < length:
+        if ret != -EPERM:
+            return wrong_result(op, ret, "-EPERM")
+        if certain < stop:  # left_by_seal
+            return Refusal("result", "mremap met a seal", "it is not known how many mappings moved before the seal")
+        for i in range(stop):
+            if addr + i in pages:
+                _carry(pages, addr + i, new_addr + i, flags)
+        return None
     if ret < 0:
         if ret == -ENOMEM and flags & MREMAP_DONTUNMAP and len(pages) + length > spec.limits.total:
             return None
@@ -253,6 +275,46 @@ def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusa
             _carry(pages, addr + i, new_addr + i, flags)
     _leave_open(spec, pages, op.proc, beside)
     return None
+
+
+def sealed(pages: Pages, first: int, end: int) -> bool:
+    """Is something in [first, end) sealed?"""
+    return any(number in pages and pages[number].flags & VM_SEALED for number in range(first, end))
+
+
+def sealed_in_move(pages: Pages, op: Op) -> tuple[int, int]:
+    """How many pages a move of several mappings comes to before it meets a seal, and how many of them have moved then.
+
+    The mapping that meets it stays as it was, and may begin anywhere in the stretch of its kind. Without a seal both
+    are the length of the move.
+    """
+    addr, length, _, _, new_addr = op.args
+    for i in range(length):
+        page, there = pages.get(addr + i), pages.get(new_addr + i)
+        if page is None or not (page.flags | (there.flags if there is not None else 0)) & VM_SEALED:
+            continue
+        start = i
+        while start and _continues(pages.get(addr + start - 1), pages[addr + start]):
+            start -= 1
+        return i, start
+    return length, length
+
+
+def met_seal(spec: Specification, op: Op, ret: int) -> tuple[int, int] | None:
+    """``sealed_in_move`` where this -EPERM is that of a move of several mappings that met a seal; None: it is not."""
+    pages = spec.procs.get(op.proc, {})
+    if op.kind != "mremap" or ret != -EPERM or op.args[0] not in pages or bad_parameters(spec, op):
+        return None
+    if pages[op.args[0]].flags & VM_SEALED or not moves_several(spec, op):
+        return None
+    met = sealed_in_move(pages, op)
+    return met if met[0] < op.args[1] else None
+
+
+def left_by_seal(spec: Specification, op: Op, ret: int) -> bool:
+    """Is this -EPERM one of a move of several mappings of which it is not known how many have moved?"""
+    met = met_seal(spec, op, ret)
+    return met is not None and met[1] < met[0]
 
 
 def same_vma_beside(pages: Pages, addr: int, length: int, target: int) -> list[int]:

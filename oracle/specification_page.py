@@ -14,9 +14,11 @@ from emulator.mm_types import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_LOCKONFAULT,
+    VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_RAND_READ,
+    VM_SEALED,
     VM_SEQ_READ,
     VM_WIPEONFORK,
 )
@@ -32,13 +34,22 @@ if TYPE_CHECKING:
 # page. Not VM_ACCOUNT, which hangs on whether a VMA was written to, and not what a VMA has as a whole.
 SHOWN: Final = (
     VM_ACCESS_FLAGS | VM_GROWSDOWN | VM_LOCKED | VM_LOCKONFAULT | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY
-    | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE | VM_DROPPABLE
+    | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE | VM_MERGEABLE | VM_DROPPABLE
+    | VM_SEALED
 )  # fmt: skip
 
 # Private to the specification, above all flags of the kernel: the VMA may have lost VM_LOCKED_MASK, as one of which
 # a part was moved with DONTUNMAP has. The machine shows whether the page stands in such a VMA.
 MAYBE_UNLOCKED: Final = 1 << 64
 MAYBE_UNMAPPED: Final = 1 << 65  # likewise: a stack that may not have grown down to here
+
+# What else a mapping has that calls give it page by page: its name (0: none, n: the nth of VMA_NAMES), and its memory
+# policy (the number of one of POLICIES).
+NAME_SHIFT: Final = 70
+NAME: Final = 3 << NAME_SHIFT
+POLICY_SHIFT: Final = 72
+POLICY: Final = 3 << POLICY_SHIFT
+KIND: Final = SHOWN | NAME | POLICY  # pages that differ in these stand in different VMAs
 
 
 class Backing(NamedTuple):
@@ -111,6 +122,7 @@ class Settings(NamedTuple):
     """What a process has beside its pages."""
 
     lock: int = 0  # VM_LOCKED_MASK bits of what it will map (mlockall MCL_FUTURE); a child does not inherit them
+    merge: bool = False  # all memory is offered to the same-page scanner (PR_SET_MEMORY_MERGE)
     brk: int = -1  # arena page where its heap ends; -1: where it begins
 
 

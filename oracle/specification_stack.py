@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED
+from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED, VM_MERGEABLE
 from emulator.uapi import EFAULT, PROT_EXEC, PROT_READ, PROT_WRITE, SIGSEGV
 from emulator.workload import FOLL_WRITE
 from oracle.specification_lock import may_lock
+from oracle.specification_mremap import sealed
 from oracle.specification_page import MAYBE_UNLOCKED, MAYBE_UNMAPPED, Page, Pages, Refusal, wrong_result
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def brk(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     for number in range(new, old):
         pages.pop(number, None)
     if new > old:
-        page = Page(PROT_READ | PROT_WRITE | spec.settings_of(op.proc).lock, None, 0)
+        settings = spec.settings_of(op.proc)
+        flags = PROT_READ | PROT_WRITE | settings.lock | (VM_MERGEABLE if settings.merge else 0)
+        page = Page(flags, None, 0)
         pages.update(dict.fromkeys(range(old, new), page))
     spec.unsettled += [(op.proc, number) for number in range(min(old, new), max(old, new))]
     spec.settings[op.proc] = spec.settings_of(op.proc)._replace(brk=new)
@@ -111,6 +114,8 @@ def _can_move(spec: Specification, pages: Pages, op: Op, old: int, new: int) -> 
         return False
     if new > old:
         return _can_grow(spec, pages, op, old, new)
+    if sealed(pages, new, old):
+        return False
     return new == old or not spec.limits.profile.heap_must_be_there or any(n in pages for n in range(new, old))
 
 

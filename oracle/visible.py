@@ -12,11 +12,16 @@ from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED_MASK, VM_SHARED
-from emulator.workload import file_token
+from emulator.workload import VMA_NAMES, file_token
 from oracle.contents import pack, unpack
 from oracle.leaves import KIND_MIGRATION, KIND_SWAP, leaf_key
 from oracle.specification_page import (
     MAYBE_UNLOCKED,
+    MAYBE_UNMAPPED,
+    NAME,
+    NAME_SHIFT,
+    POLICY,
+    POLICY_SHIFT,
     SHOWN,
     Page,
     Pages,
@@ -95,6 +100,8 @@ class Visible:
         address = number + self._first << PAGE_SHIFT
         vma = mm.mm_mt.lookup(address)
         page = pages.get(number)
+        if page is not None and page.flags & MAYBE_UNMAPPED:
+            page = settled_growth(pages, number, page, vma is not None)
         if vma is None:
             if page is None:
                 return None
@@ -206,11 +213,30 @@ def settled_lock(page: Page, vm_flags: int) -> Page:
     return with_flags(page, MAYBE_UNLOCKED, 0)
 
 
+def settled_growth(pages: Pages, number: int, page: Page, mapped: bool) -> Page | None:
+    """A page down to which a stack may have grown, as the machine shows it."""
+    if not mapped:
+        del pages[number]
+        return None
+    page = pages[number] = with_flags(page, MAYBE_UNMAPPED, 0)
+    return page
+
+
+def named(vma: VmAreaStruct) -> int:
+    """The NAME and POLICY bits of a VMA."""
+    name = VMA_NAMES.index(vma.anon_name) + 1 if vma.anon_name is not None else 0
+    policy = vma.vm_policy if isinstance(vma.vm_policy, int) else 0
+    return name << NAME_SHIFT | policy << POLICY_SHIFT
+
+
 def _mapping_difference(vma: VmAreaStruct, page: Page, address: int) -> str:
     """Which attribute of the mapping is wrong; "" if none."""
     wrong = (vma.vm_flags ^ page.flags) & SHOWN
     if wrong:
         return "permissions" if wrong & VM_ACCESS_FLAGS else "flags"
+    wrong = page.flags & (NAME | POLICY) ^ named(vma)
+    if wrong:
+        return "policy" if wrong & POLICY else "name"
     backing = page.backing
     file = vma.vm_file
     if backing is None:

@@ -15,20 +15,24 @@ from emulator.mm import (
     fault,
     fork,
     gup,
+    ksm,
     madvise,
     memory,
+    mempolicy,
     migrate,
     mlock,
     mmap,
     mprotect,
     mremap,
+    mseal,
     munmap,
+    remap_file_pages,
     swap_state,
     vmscan,
 )
 from emulator.mm_types import MmStruct, Pin
 from emulator.uapi import EBUSY, EINVAL, ESRCH, MAP_ANONYMOUS
-from emulator.workload import FOLL_WRITE, Op, token
+from emulator.workload import FOLL_WRITE, VMA_NAMES, Op, token
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -134,6 +138,31 @@ def do_munlockall(mm: MmStruct, args: tuple[int, ...]) -> int:
     return mlock.sys_munlockall(mm)
 
 
+def do_mseal(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mseal.sys_mseal(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, 0)
+
+
+def do_set_vma_name(mm: MmStruct, args: tuple[int, ...]) -> int:
+    name = VMA_NAMES[args[2] - 1] if args[2] else None
+    return madvise.madvise_set_anon_name(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, name)
+
+
+def do_memory_merge(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return ksm.prctl_memory_merge(mm, args[0], (0, 0, 0))
+
+
+def do_mbind(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mempolicy.do_mbind(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2] or None)
+
+
+def do_pkey_mprotect(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return mprotect.sys_pkey_mprotect(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2], args[3] - 1)
+
+
+def do_remap_file_pages(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return remap_file_pages.sys_remap_file_pages(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, 0, args[2])
+
+
 def do_brk(mm: MmStruct, args: tuple[int, ...]) -> int:
     return to_page(mm, brk.sys_brk(mm, address(mm, args[0])))
 
@@ -225,4 +254,10 @@ HANDLERS = {
     "mlockall": do_mlockall,
     "munlockall": do_munlockall,
     "brk": do_brk,
+    "mseal": do_mseal,
+    "set_vma_name": do_set_vma_name,
+    "memory_merge": do_memory_merge,
+    "mbind": do_mbind,
+    "pkey_mprotect": do_pkey_mprotect,
+    "remap_file_pages": do_remap_file_pages,
 }

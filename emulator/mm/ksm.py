@@ -6,6 +6,7 @@ The flag matters to merging of VMAs. The scanner itself does not run here: no pa
 from __future__ import annotations
 
 from emulator.mm_types import (
+    VM_DROPPABLE,
     VM_HUGETLB,
     VM_MAYSHARE,
     VM_MERGEABLE,
@@ -17,7 +18,7 @@ from emulator.uapi import EINVAL
 
 
 def ksm_compatible(vm_flags: int) -> bool:
-    return not vm_flags & (VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB)
+    return not vm_flags & (VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE)
 
 
 def ksm_vma_flags(mm: MmStruct, vm_flags: int) -> int:

@@ -9,6 +9,7 @@ KSM advice and memory-failure injection are unknown here. Per-VMA locks are not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from emulator.geometry import PAGE_MASK, page_align
@@ -38,6 +39,7 @@ from emulator.mm_types import (
 from emulator.uapi import (
     EACCES,
     EAGAIN,
+    EBADF,
     EINVAL,
     ENOMEM,
     EOPNOTSUPP,
@@ -163,6 +165,21 @@ def madvise_guard_remove(area: VmAreaStruct, start: int, end: int) -> int:
     return 0
 
 
+def madvise_update_name(
+    prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, name: str | None
+) -> VmAreaStruct | int:
+    """Name part of one anonymous VMA: the VMA that holds it afterwards, or -errno (never -ENOMEM)."""
+    if area.vm_file is not None:
+        return -EBADF
+    if area.anon_name == name:
+        return area
+    changed = vma.vma_modify_name(prev, area, start, end, name)
+    if isinstance(changed, int):
+        return -EAGAIN if changed == -ENOMEM else changed
+    changed.anon_name = name
+    return changed
+
+
 def madvise_update_vma(
     prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, advice: int
 ) -> VmAreaStruct | int:
@@ -228,7 +245,11 @@ def madvise_vma_behavior(
 # ---- the call
 
 
-def madvise_walk_vmas(mm: MmStruct, start: int, end: int, advice: int) -> int:
+Visit = Callable[[VmAreaStruct | None, VmAreaStruct, int, int], VmAreaStruct | int | None]
+"""What is done to a part of a VMA, given the VMA before it; the result as of ``madvise_vma_behavior``."""
+
+
+def madvise_walk_vmas(mm: MmStruct, start: int, end: int, visit: Visit) -> int:
     """Every VMA in [start, end). A hole makes the result -ENOMEM, but not before the rest is done."""
     area = mm.mm_mt.find(start)
     prev = mm.mm_mt.prev_of(start)
@@ -242,7 +263,7 @@ def madvise_walk_vmas(mm: MmStruct, start: int, end: int, advice: int) -> int:
             if start >= end:
                 return unmapped_error
         stop = min(area.vm_end, end)
-        changed = madvise_vma_behavior(prev, area, start, stop, advice)
+        changed = visit(prev, area, start, stop)
         if isinstance(changed, int):
             return changed
         prev = changed
@@ -280,6 +301,28 @@ def madvise_populate(mm: MmStruct, start: int, end: int, write: bool) -> int:
     return holes
 
 
+def madvise_set_anon_name(mm: MmStruct, start: int, length: int, name: str | None) -> int:
+    """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): name anonymous memory; None takes the name away.
+
+    -EINVAL: unaligned, or a kernel without names; -EBADF: a file's; -ENOMEM: a hole, the rest is done; -EAGAIN.
+    """
+    m = mm.machine
+    size = page_align(length)
+    if not m.profile.anon_vma_name or start & ~PAGE_MASK:
+        return -EINVAL
+    if name is not None and m.should_fail("anon_name_alloc"):
+        return -ENOMEM
+    if not size:
+        return 0
+    mm.mmap_lock.down_write()
+    m.sched.point("madvise.locked")
+    result = madvise_walk_vmas(
+        mm, start, start + size, lambda prev, area, low, high: madvise_update_name(prev, area, low, high, name)
+    )
+    mm.mmap_lock.up_write()
+    return result
+
+
 def takes_write_lock(advice: int) -> bool:
     """get_lock_mode: what is kept in VMA flags is written under mmap_lock for writing."""
     return advice in VMA_FLAGS
@@ -307,7 +350,9 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
         else:
             lock.down_read()
         mm.machine.sched.point("madvise.locked")
-        result = madvise_walk_vmas(mm, start, start + size, advice)
+        result = madvise_walk_vmas(
+            mm, start, start + size, lambda prev, area, low, high: madvise_vma_behavior(prev, area, low, high, advice)
+        )
         if for_write:
             lock.up_write()
         else:

@@ -179,6 +179,11 @@ def do_mprotect(mm: MmStruct, start: int, end: int, prot: int) -> int:
 
 def sys_mprotect(mm: MmStruct, start: int, length: int, prot: int) -> int:
     """mprotect(2). Bytes. 0, -EINVAL, -ENOMEM (hole), -EACCES, -EPERM."""
+    return sys_pkey_mprotect(mm, start, length, prot, -1)
+
+
+def sys_pkey_mprotect(mm: MmStruct, start: int, length: int, prot: int, pkey: int) -> int:
+    """pkey_mprotect(2): mprotect with a protection key, -1 for none. -EINVAL where the CPU has no keys."""
     growth = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
     if growth == PROT_GROWSDOWN | PROT_GROWSUP or start & ~PAGE_MASK:
         return -EINVAL
@@ -191,6 +196,6 @@ def sys_mprotect(mm: MmStruct, start: int, length: int, prot: int) -> int:
         return -EINVAL
     mm.mmap_lock.down_write()
     mm.machine.sched.point("mprotect.locked")
-    result = do_mprotect(mm, start, end, prot)
+    result = -EINVAL if pkey != -1 else do_mprotect(mm, start, end, prot)
     mm.mmap_lock.up_write()
     return result

@@ -544,6 +544,24 @@ def vma_modify_flags(
     return vma_modify(vmg)
 
 
+def vma_modify_name(
+    prev: VmAreaStruct | None, vma: VmAreaStruct, start: int, end: int, name: str | None
+) -> VmAreaStruct | int:
+    """As ``vma_modify_flags``, for another name."""
+    vmg = vmg_of_vma(prev, vma, start, end)
+    vmg.anon_name = name
+    return vma_modify(vmg)
+
+
+def vma_modify_policy(
+    prev: VmAreaStruct | None, vma: VmAreaStruct, start: int, end: int, policy: object
+) -> VmAreaStruct | int:
+    """As ``vma_modify_flags``, for another memory policy."""
+    vmg = vmg_of_vma(prev, vma, start, end)
+    vmg.policy = policy
+    return vma_modify(vmg)
+
+
 # ---- linking and copying
 
 

@@ -68,6 +68,8 @@ POINTS: Final[dict[str, str]] = {
     # merging
     "merge.rmap_locked": "VMAs are about to get other ranges, under the rmap locks",
     "merge.page_reconnected": "a page of a VMA that a merge swallowed has the other's anon_vma (a design's)",
+    # memory policies
+    "mbind.locked": "mmap_lock is held for writing, nothing done yet",
     # migration
     "migrate.copied": "the contents are in the new folio, which has not taken the old one's place yet",
     "migrate.entries_removed": "no migration entry is left; old and new folio are still locked",
@@ -94,6 +96,8 @@ POINTS: Final[dict[str, str]] = {
     "mremap.pte_cleared": "an entry is cleared in the old place and not yet in the new, not flushed",
     "mremap.pte_moved": "an entry is in its new place, the old one not flushed",
     "mremap.vma_copied": "the destination VMA is there, no page table moved",
+    # sealing
+    "mseal.locked": "mmap_lock is held for writing, nothing done yet",
     # munmap
     "munmap.locked": "mmap_lock is held for writing, nothing done yet",
     # populating, after mlock or mmap
@@ -115,6 +119,8 @@ POINTS: Final[dict[str, str]] = {
     "relocate.pinned_skipped": "a folio that may be pinned is passed over",
     "relocate.undo_begin": "relocation is about to be undone, nothing undone yet",
     "relocate.vma_split": "the destination is cut where relocation stopped, no page table moved",
+    # remapping pages of files
+    "remap_file_pages.seen": "the VMA is known, the lock for reading dropped, that for writing not taken",
     # rmap walks
     "rmap.walk_next": "the next VMA of an rmap walk is about to be visited",
     # swap

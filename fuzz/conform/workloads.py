@@ -39,6 +39,12 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "mlockall": 1,
     "munlockall": 1,
     "brk": 4,
+    "mseal": 1,
+    "set_vma_name": 3,
+    "memory_merge": 2,
+    "mbind": 4,
+    "pkey_mprotect": 1,
+    "remap_file_pages": 3,
 }
 
 

@@ -20,7 +20,9 @@ from emulator.workload import (
     OFFSETS_MAX,
     OPS,
     PINS_MAX,
+    POLICIES,
     PROCS_MAX,
+    VMA_NAMES,
     Domain,
     Op,
     Step,
@@ -73,6 +75,10 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.GUP_FLAGS: range(8),
     Domain.MLOCK2_FLAGS: range(4),
     Domain.MCL_FLAGS: range(8),
+    Domain.VMA_NAME: range(len(VMA_NAMES) + 1),
+    Domain.POLICY: range(len(POLICIES)),
+    Domain.PKEY: range(3),
+    Domain.SWITCH: range(2),
 }
 
 FLAG_MASKS: Final[dict[Domain, int]] = {

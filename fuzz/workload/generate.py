@@ -60,7 +60,9 @@ from emulator.workload import (
     FOLL_WRITE,
     OFFSETS_MAX,
     OPS,
+    POLICIES,
     STEPS_MAX,
+    VMA_NAMES,
     Domain,
     Op,
     Step,
@@ -97,6 +99,12 @@ WEIGHTS: Final[dict[str, int]] = {
     "mlockall": 1,
     "munlockall": 1,
     "brk": 3,
+    "mseal": 1,
+    "set_vma_name": 1,
+    "memory_merge": 1,
+    "mbind": 1,
+    "pkey_mprotect": 1,
+    "remap_file_pages": 1,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -122,9 +130,20 @@ COMPANIONS: Final[dict[str, int]] = {
     "mlockall": 1,
     "munlockall": 1,
     "brk": 1,
+    "mseal": 1,
+    "set_vma_name": 1,
+    "memory_merge": 1,
+    "mbind": 1,
+    "pkey_mprotect": 1,
+    "remap_file_pages": 1,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
-_SELDOM: Final = frozenset(("mlock", "munlock", "mlock2", "mlockall", "munlockall", "brk"))
+_SELDOM: Final = frozenset(
+    (
+        "mlock", "munlock", "mlock2", "mlockall", "munlockall", "brk", "mseal", "set_vma_name", "memory_merge", "mbind",
+        "pkey_mprotect", "remap_file_pages",
+    )
+)  # fmt: skip
 # Advice that only makes the layout or the pages richer, and how often it is what madvise is called with.
 _ADVICE_SHARE: Final = 0.25
 _ADVICE: Final = (
@@ -136,6 +155,11 @@ _SELDOM_FLAG: Final = 0.08  # of the mappings have one of these
 _SELDOM_FLAGS: Final = (
     MAP_GROWSDOWN, MAP_GROWSDOWN, MAP_LOCKED, MAP_POPULATE, MAP_STACK, MAP_DROPPABLE ^ MAP_PRIVATE
 )  # fmt: skip
+# Arguments of few values, all as good as another: how many there are.
+_ANY_OF: Final = {
+    Domain.OFFSET: OFFSETS_MAX, Domain.FILE_OFFSET: FILE_PAGES + 1, Domain.VMA_NAME: len(VMA_NAMES) + 1,
+    Domain.POLICY: len(POLICIES), Domain.PKEY: 2, Domain.SWITCH: 2,
+}  # fmt: skip
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
 _NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
 # How often an op gets company, which makes about one step in five a collision: those that change mappings
@@ -378,8 +402,8 @@ class Generator:
             return rng.choice((MLOCK_ONFAULT, MLOCK_ONFAULT, MLOCK_ONFAULT, 0, 2))
         if domain is Domain.MCL_FLAGS:
             return rng.choice((MCL_CURRENT, MCL_FUTURE, MCL_CURRENT | MCL_FUTURE, rng.randrange(8)))
-        if domain is Domain.OFFSET:
-            return rng.randrange(OFFSETS_MAX)
+        if domain in _ANY_OF:
+            return rng.randrange(_ANY_OF[domain])
         labels = sketch.labels
         if domain is Domain.NEW_PROC:
             choices = labels.free_procs()

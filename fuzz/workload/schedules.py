@@ -43,6 +43,12 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "munlock": (("mlock",), ("merge", "anon_vma", "rmap")),
     "mlockall": (("mlock", "populate"), ("merge", "fault", "anon_vma", "thp", "rmap")),
     "munlockall": (("mlock",), ("merge", "anon_vma", "rmap")),
+    "mseal": ((), ("merge", "anon_vma", "rmap")),
+    "set_vma_name": ((), ("madvise", "merge", "anon_vma", "rmap")),
+    "memory_merge": ((), ()),
+    "mbind": ((), ("merge", "anon_vma", "rmap")),
+    "pkey_mprotect": (("mprotect",), ("merge", "anon_vma", "thp", "rmap")),
+    "remap_file_pages": ((), ("mmap", "munmap", "zap", "populate", "merge", "fault", "rmap")),
     "brk": ((), ("munmap", "zap", "populate", "merge", "anon_vma", "rmap")),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas

@@ -6,7 +6,15 @@ import re
 from typing import Final
 
 from emulator import uapi
-from emulator.workload import FILES_MAX, FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Domain
+from emulator.workload import (
+    FILES_MAX,
+    FOLL_LONGTERM,
+    FOLL_PIN,
+    FOLL_WRITE,
+    POLICIES,
+    VMA_NAMES,
+    Domain,
+)
 
 NONE: Final = "none"
 
@@ -61,6 +69,10 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("populate_write", uapi.MADV_POPULATE_WRITE),
         ("collapse", uapi.MADV_COLLAPSE),
     ),
+    Domain.VMA_NAME: ((NONE, 0), *((name, n + 1) for n, name in enumerate(VMA_NAMES))),
+    Domain.POLICY: tuple((name, n) for n, name in enumerate(POLICIES)),
+    Domain.PKEY: ((NONE, 0), ("key0", 1), ("key1", 2)),
+    Domain.SWITCH: (("off", 0), ("on", 1)),
     Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(FILES_MAX))),
 }
 

@@ -7,12 +7,14 @@ a write stores; it returns (result, contents for a read). To add an op: write it
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
+from functools import cache
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MCL_CURRENT, MREMAP_DONTUNMAP, MREMAP_FIXED
-from emulator.workload import OPS, Domain, Op, Workload
+from emulator.workload import OPS, POLICIES, VMA_NAMES, Domain, Op, Workload
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.view import Depth
 
@@ -23,7 +25,11 @@ SYS_MLOCK: Final = 149
 SYS_MUNLOCK: Final = 150
 SYS_MLOCKALL: Final = 151
 SYS_MUNLOCKALL: Final = 152
+SYS_REMAP_FILE_PAGES: Final = 216
+SYS_MBIND: Final = 237
 SYS_MLOCK2: Final = 325
+SYS_PKEY_MPROTECT: Final = 329
+SYS_MSEAL: Final = 462
 
 GEOMETRY: Final = "x86-64"
 ARENA_START: Final = GEOMETRIES[GEOMETRY].arena_start
@@ -31,6 +37,9 @@ ARENA_PAGES: Final = GEOMETRIES[GEOMETRY].arena_pages
 
 _PR_SET_MM: Final = 35
 _PR_SET_MM_MAP: Final = 14
+_PR_SET_VMA: Final = 0x53564D41
+_PR_SET_MEMORY_MERGE: Final = 67
+_MPOL_MODES: Final = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3}
 
 Args = tuple[int, ...]
 Data = tuple[tuple[int, int], ...] | None
@@ -130,6 +139,40 @@ def _move_heap(processor: Processor) -> None:
         raise OSError(-result, "the heap cannot be moved into the arena (prctl PR_SET_MM_MAP)")
 
 
+def _mseal(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_MSEAL, address(args[0]), args[1] << PAGE_SHIFT, 0), None
+
+
+def _set_vma_name(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, number = args
+    name = ctypes.create_string_buffer(VMA_NAMES[number - 1].encode()) if number else None
+    place = ctypes.addressof(name) if name is not None else 0
+    call = context.processor.call
+    return call(SYS_PRCTL, _PR_SET_VMA, 0, address(page), length << PAGE_SHIFT, place), None
+
+
+def _memory_merge(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.processor.call(SYS_PRCTL, _PR_SET_MEMORY_MERGE, args[0]), None
+
+
+def _mbind(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, policy = args
+    nodes = (ctypes.c_uint64 * 1)(1 if policy else 0)  # node 0
+    mode = _MPOL_MODES[POLICIES[policy]]
+    call = context.processor.call
+    return call(SYS_MBIND, address(page), length << PAGE_SHIFT, mode, ctypes.addressof(nodes), 64, 0), None
+
+
+def _pkey_mprotect(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, prot, key = args
+    return context.processor.call(SYS_PKEY_MPROTECT, address(page), length << PAGE_SHIFT, prot, key - 1), None
+
+
+def _remap_file_pages(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    page, length, offset = args
+    return context.processor.call(SYS_REMAP_FILE_PAGES, address(page), length << PAGE_SHIFT, 0, offset, 0), None
+
+
 def _read(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.load(address(args[0]))
 
@@ -154,6 +197,12 @@ CALLS: Final[dict[str, Run]] = {
     "mlockall": _mlockall,
     "munlockall": _munlockall,
     "brk": _brk,
+    "mseal": _mseal,
+    "set_vma_name": _set_vma_name,
+    "memory_merge": _memory_merge,
+    "mbind": _mbind,
+    "pkey_mprotect": _pkey_mprotect,
+    "remap_file_pages": _remap_file_pages,
     "read": _read,
     "write": _write,
     "exec": _exec,
@@ -171,6 +220,23 @@ def has_prompt_swap() -> bool:
     return bool(devices) and all(device.startswith("/dev/zram") for device in devices)
 
 
+@cache
+def has_vma_names() -> bool:
+    """Can the running kernel name anonymous memory?"""
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
+        place = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        name = ctypes.c_char_p(b"vmafuzz")
+        named = ctypes.CDLL(None).prctl(_PR_SET_VMA, 0, ctypes.c_ulong(place), ctypes.c_ulong(mmap.PAGESIZE), name)
+    return bool(named == 0)
+
+
+@cache
+def has_protection_keys() -> bool:
+    """Does the processor have protection keys that the kernel uses?"""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+        return any(line.startswith("flags") and "ospke" in line.split() for line in lines)
+
+
 def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:
     """Why a workload cannot run on a live kernel, one that has prompt ``swap`` or not; empty if it can."""
     if workload.geometry != GEOMETRY:
@@ -183,6 +249,10 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: no system call does what {op.kind} does"
         if op.fail_nth:
             return f"step {number}: no allocation of {op.kind} can be made to fail"
+        if op.kind == "set_vma_name" and not has_vma_names():
+            return f"step {number}: the running kernel knows no names of VMAs (CONFIG_ANON_VMA_NAME)"
+        if op.kind == "pkey_mprotect" and op.args[3] and has_protection_keys():
+            return f"step {number}: the processor has protection keys, the machine's has none"
         if op.kind == "mlockall" and op.args[0] & MCL_CURRENT:
             return f"step {number}: mlockall would lock what is outside of the arena too"
         if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:

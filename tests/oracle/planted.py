@@ -235,6 +235,21 @@ class HeapLies(Design):
     replaces: ClassVar = {"brk.move_brk": say_it_has_moved}
 
 
+class ForgetsNames(Design):
+    name = "forgets-names"
+    replaces: ClassVar = {"madvise.madvise_set_anon_name": do_nothing}
+
+
+class ForgetsPolicies(Design):
+    name = "forgets-policies"
+    replaces: ClassVar = {"mempolicy.do_mbind": do_nothing}
+
+
+class SealsNothing(Design):
+    name = "seals-nothing"
+    replaces: ClassVar = {"mseal.mseal_apply": do_nothing}
+
+
 class MunmapLies(Design):
     name = "munmap-lies"
     replaces: ClassVar = {"munmap.sys_munmap": do_nothing}

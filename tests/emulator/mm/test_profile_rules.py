@@ -15,6 +15,7 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    ENOSYS,
     MADV_COLLAPSE,
     MADV_DOFORK,
     MADV_DONTNEED,
@@ -41,7 +42,7 @@ from tests.emulator.mm.vma_bench import Bench
 FIXED: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 SETTINGS: Final = {
     "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "cap_ipc_lock",
-    "commit_limit",
+    "commit_limit", "anon_vma_name",
     "thp_always", "swap_synchronous",
 }  # fmt: skip
 
@@ -479,6 +480,7 @@ RULES: Final = {
             True: ["vm_area_alloc", "anon_vma_alloc", "anon_vma_chain_alloc", "anon_vma_chain_alloc"],
         },
     ),
+    "mseal": Rule(lambda profile: World(profile=profile).do("mseal", 0, 1), {True: -ENOMEM, False: -ENOSYS}),
     "mremap_checks_first": Rule(
         lambda profile: (
             move_nothing_onto_itself(profile),
