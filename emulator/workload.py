@@ -55,7 +55,7 @@ FOLL_LONGTERM: Final = 4
 # SHARED PRIVATE DROPPABLE FIXED GROWSDOWN LOCKED NORESERVE POPULATE STACK NOREPLACE
 MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x08 | 0x10 | 0x100 | 0x2000 | 0x4000 | 0x8000 | 0x20000 | 0x100000
 # All advice of madvise(2) about private memory and files, but for REMOVE, (UN)MERGEABLE and DONTNEED_LOCKED.
-ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25)
+ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 102, 103)
 
 
 VMA_NAMES: Final = ("stack", "heap")

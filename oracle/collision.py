@@ -5,8 +5,9 @@ outcome that it gave; an order explains the collision when the specification all
 pages, processes and pins are as it says. Reclaim, migration and read-ahead change nothing visible, wherever they
 come in the order.
 
-Weaker outcomes are allowed nowhere yet: mmap_lock makes every system call and fault of the model one point in time,
-and an access that needs no fault touches one page.
+Weaker outcomes are allowed in one place: who looks while a guard region is installed may find the pages empty and no
+guard yet. Else mmap_lock makes every system call and fault of the model one point in time, and an access that needs
+no fault touches one page.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY
 from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
 from oracle.specification_lock import decided
+from oracle.specification_madvise import emptied_for_guards, installs_guards
 from oracle.specification_page import FAILURES
 
 if TYPE_CHECKING:
@@ -92,16 +94,23 @@ class _Search:
     def run(self, spec: Specification) -> Explanation | None:
         return self._extend(spec, ())
 
-    def _extend(self, spec: Specification, order: tuple[int, ...]) -> Explanation | None:
+    def _extend(
+        self, spec: Specification, order: tuple[int, ...], begun: tuple[int, ...] = ()
+    ) -> Explanation | None:
         ops = self.step.ops
         if len(order) == len(ops):
             return self._compare(spec, order)
         for number in self.candidates:
             if number not in order:
                 for after in self._do(spec, number, order):
-                    found = self._extend(after, (*order, number))
+                    found = self._extend(after, (*order, number), begun)
                     if found is not None:
                         return found
+        for number in self.candidates:
+            if number not in (*order, *begun) and installs_guards(ops[number]):
+                found = self._extend(emptied_for_guards(spec, ops[number]), order, (*begun, number))
+                if found is not None:
+                    return found
         return None
 
     def _do(self, spec: Specification, number: int, order: tuple[int, ...]) -> Iterator[Specification]:

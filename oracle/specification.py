@@ -68,6 +68,7 @@ from oracle import (
 )
 from oracle.contents import LANE, pack_data, unpack
 from oracle.specification_page import (
+    GUARDED,
     Backing,
     Limits,
     Page,
@@ -77,7 +78,7 @@ from oracle.specification_page import (
     Settings,
     beyond_file,
     content_difference,
-    erased,
+    fresh,
     names,
     unlocked,
     wrong_result,
@@ -233,7 +234,7 @@ class Specification:
         ret = outcome.ret
         if page is None and self.stacks:
             page = specification_stack.grow(self, pages, op, ret)
-        if page is None or not page.flags & VM_ACCESS_FLAGS:
+        if page is None or not page.flags & VM_ACCESS_FLAGS or page.flags & GUARDED:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
@@ -256,7 +257,7 @@ class Specification:
         page = pages.get(number)
         if page is None and self.stacks:
             page = specification_stack.grow(self, pages, op, ret)
-        if page is None or not page.flags & PROT_WRITE:
+        if page is None or not page.flags & PROT_WRITE or page.flags & GUARDED:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
@@ -269,7 +270,7 @@ class Specification:
         page = pages.get(op.args[0])
         if page is None and self.stacks:
             page = specification_stack.grow(self, pages, op, ret)
-        if page is None or not page.flags & PROT_EXEC:
+        if page is None or not page.flags & PROT_EXEC or page.flags & GUARDED:
             if ret == SIGBUS and page is not None and page.flags & VM_ACCESS_FLAGS and beyond_file(page):
                 return None  # which of the two errors comes first is the kernel's choice
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
@@ -394,7 +395,7 @@ class Specification:
                 if page.flags & VM_DONTCOPY:
                     del child[number]
                     continue
-                child[number] = unlocked(erased(page) if page.flags & VM_WIPEONFORK else page)
+                child[number] = unlocked(fresh(page) if page.flags & VM_WIPEONFORK else page)
         self.procs[label] = child
         if op.proc in self.settings:
             self.settings[label] = self.settings[op.proc]._replace(lock=0)

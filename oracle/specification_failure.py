@@ -17,7 +17,7 @@ from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 from emulator.mm_types import VM_SEALED
-from emulator.uapi import EFAULT, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
+from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
 from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification_madvise import EFFECTS
@@ -42,6 +42,7 @@ from oracle.specification_page import (
     Pages,
     Refusal,
     erased,
+    fresh,
     protected,
     unlocked,
     with_flags,
@@ -97,7 +98,11 @@ def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[
     if change is None:
         return []
     addr, length = op.args[:2]
-    return [_either(n, pages[n], change(pages[n])) for n in range(addr, addr + length) if n in pages]
+    groups = [_either(n, pages[n], change(pages[n])) for n in range(addr, addr + length) if n in pages]
+    if kind == "madvise" and op.args[2] == MADV_GUARD_INSTALL:  # emptied, and then no memory for page tables
+        for group in groups:
+            group += [{n: erased(page)} for n, page in group[0].items() if page is not None]
+    return groups
 
 
 def _either(number: int, before: Page, after: Page) -> Group:
@@ -198,7 +203,7 @@ def _pair(pages: Pages, op: Op, source: int, target: int | None, outcome: Outcom
     if failed:
         group = [{source: page, target: pages.get(target)}, {source: page, target: None}]
     if several or not failed:
-        left = erased(page)
+        left = fresh(page)
         if op.args[3] & MREMAP_DONTUNMAP:
             group.append({source: unlocked(left), target: page})
         else:

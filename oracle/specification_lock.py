@@ -20,6 +20,7 @@ from emulator.uapi import (
     result_name,
 )
 from oracle.specification_page import (
+    GUARDED,
     MAYBE_UNLOCKED,
     Page,
     Pages,
@@ -50,7 +51,7 @@ def with_lock(page: Page, flags: int) -> Page:
 
 
 def can_populate(page: Page) -> bool:
-    return page.flags & VM_ACCESS_FLAGS != 0 and not beyond_file(page)
+    return page.flags & VM_ACCESS_FLAGS != 0 and not page.flags & GUARDED and not beyond_file(page)
 
 
 def locked_pages(pages: Pages) -> int:

@@ -38,6 +38,8 @@ from emulator.uapi import (
     MADV_DONTFORK,
     MADV_DONTNEED,
     MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
     MADV_NOHUGEPAGE,
@@ -53,7 +55,16 @@ from emulator.uapi import (
     PROT_WRITE,
     result_name,
 )
-from oracle.specification_page import Page, Pages, Refusal, beyond_file, erased, with_flags, wrong_result
+from oracle.specification_page import (
+    GUARDED,
+    Page,
+    Pages,
+    Refusal,
+    beyond_file,
+    erased,
+    with_flags,
+    wrong_result,
+)
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -63,7 +74,7 @@ Effect = Callable[[Page], Page | int]
 """What the page becomes, or the error with which its mapping refuses."""
 
 # Advice that throws contents away, now or in a child.
-DISCARDS: Final = frozenset((MADV_DONTNEED, MADV_FREE, MADV_DONTFORK, MADV_WIPEONFORK))
+DISCARDS: Final = frozenset((MADV_DONTNEED, MADV_FREE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL))
 
 # Why a range cannot be collapsed (now) hangs on page tables and references, which nobody sees; contents never change.
 COLLAPSE_ERRORS: Final = frozenset((-EINVAL, -EAGAIN, -EBUSY))
@@ -98,6 +109,10 @@ def may_drop(page: Page) -> Page | int:
     return page if page.content == 0 else Page(page.flags, None, page.content, 0)
 
 
+def guards(page: Page) -> Page | int:
+    return -EINVAL if page.flags & VM_LOCKED else with_flags(erased(page), 0, GUARDED)
+
+
 def wipes_on_fork(page: Page) -> Page | int:
     return -EINVAL if page.backing is not None else with_flags(page, 0, VM_WIPEONFORK)
 
@@ -120,6 +135,8 @@ EFFECTS: Final[dict[int, Effect]] = {
     MADV_COLD: stays_unless_locked,
     MADV_PAGEOUT: stays_unless_locked,
     MADV_COLLAPSE: stays,
+    MADV_GUARD_INSTALL: guards,
+    MADV_GUARD_REMOVE: keeps_flags(GUARDED, 0),
 }
 
 
@@ -131,6 +148,8 @@ def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | No
     effect = EFFECTS.get(advice)
     if effect is None:
         raise InternalError(f"the specification does not know advice {advice}")
+    if advice in spec.limits.profile.advice_unknown:
+        return None if ret == -EINVAL else wrong_result(op, ret, "-EINVAL")
     if advice == MADV_FREE:
         spec.frees = True
     want = 0
@@ -154,6 +173,23 @@ def _kept_by_seal(page: Page, advice: int) -> bool:
     return advice in DISCARDS and page.backing is None and page.flags & (VM_SEALED | PROT_WRITE) == VM_SEALED
 
 
+def installs_guards(op: Op) -> bool:
+    return op.kind == "madvise" and op.args[2] == MADV_GUARD_INSTALL
+
+
+def emptied_for_guards(spec: Specification, op: Op) -> Specification:
+    """What there is while a guard region is being installed: pages that were in the way are gone, no guard is there."""
+    between = spec.copy()
+    pages = between.procs.get(op.proc, {})
+    for number in range(op.args[0], op.args[0] + op.args[1]):
+        page = pages.get(number)
+        if page is not None:
+            if page.flags & VM_LOCKED or _kept_by_seal(page, MADV_GUARD_INSTALL):
+                break
+            pages[number] = erased(page)
+    return between
+
+
 def _populate(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     addr, length, advice = op.args
     write = advice == MADV_POPULATE_WRITE
@@ -166,7 +202,7 @@ def _populate(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | 
                 break
         elif not page.flags & (PROT_WRITE if write else PROT_READ):
             want = -EINVAL
-        elif beyond_file(page):
+        elif page.flags & GUARDED or beyond_file(page):
             want = -EFAULT
         elif write:
             pages[number] = written_to(spec, op.proc, number, page)

@@ -28,13 +28,14 @@ from emulator.uapi import (
 )
 from oracle.specification_lock import may_lock
 from oracle.specification_page import (
+    GUARDED,
     KIND,
     MAYBE_UNLOCKED,
     Backing,
     Page,
     Pages,
     Refusal,
-    erased,
+    fresh,
     unlocked,
     with_flags,
     wrong_result,
@@ -82,9 +83,10 @@ def moves_several(spec: Specification, op: Op) -> bool:
 def next_page(page: Page, distance: int) -> Page:
     """What stands ``distance`` pages after ``page`` in the same mapping, untouched."""
     backing = page.backing
+    flags = page.flags & ~GUARDED
     if backing is None:
-        return Page(page.flags, None, 0)
-    return Page(page.flags, Backing(backing.shared, backing.file, backing.page + distance), None)
+        return Page(flags, None, 0)
+    return Page(flags, Backing(backing.shared, backing.file, backing.page + distance), None)
 
 
 def _differ(a: int, b: int) -> bool:
@@ -373,7 +375,7 @@ def _carry(pages: Pages, source: int, target: int, flags: int) -> None:
     page = pages[source]
     pages[target] = page
     if flags & MREMAP_DONTUNMAP:
-        pages[source] = unlocked(erased(page))
+        pages[source] = unlocked(fresh(page))
     else:
         del pages[source]
 

@@ -42,6 +42,7 @@ SHOWN: Final = (
 # a part was moved with DONTUNMAP has. The machine shows whether the page stands in such a VMA.
 MAYBE_UNLOCKED: Final = 1 << 64
 MAYBE_UNMAPPED: Final = 1 << 65  # likewise: a stack that may not have grown down to here
+GUARDED: Final = 1 << 66  # likewise private: a guard region (MADV_GUARD_INSTALL), where every access traps
 
 # What else a mapping has that calls give it page by page: its name (0: none, n: the nth of VMA_NAMES), and its memory
 # policy (the number of one of POLICIES).
@@ -139,6 +140,11 @@ def erased(page: Page) -> Page:
     if page.content is None:
         return page
     return Page(page.flags, page.backing, 0 if page.backing is None else None)
+
+
+def fresh(page: Page) -> Page:
+    """The page after all that its page table said of it is gone: its own contents, a guard."""
+    return with_flags(erased(page), GUARDED, 0)
 
 
 def with_flags(page: Page, cleared: int, added: int) -> Page:

@@ -15,7 +15,16 @@ from emulator.uapi import EBUSY, EFAULT, EINVAL, PROT_READ, PROT_WRITE, result_n
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 from oracle import specification_stack
 from oracle.contents import LANE
-from oracle.specification_page import Page, Pages, PinState, Refusal, beyond_file, names, wrong_result
+from oracle.specification_page import (
+    GUARDED,
+    Page,
+    Pages,
+    PinState,
+    Refusal,
+    beyond_file,
+    names,
+    wrong_result,
+)
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -68,7 +77,7 @@ def gup_results(spec: Specification, page: Page | None, op: Op) -> set[int]:
         return {-EBUSY}
     if flags & FOLL_LONGTERM and not flags & FOLL_PIN:
         return {-EINVAL}
-    if page is None or not page.flags & VM_ACCESS_FLAGS:
+    if page is None or not page.flags & VM_ACCESS_FLAGS or page.flags & GUARDED:
         return {-EFAULT}
     if flags & FOLL_WRITE:
         if not page.flags & PROT_WRITE:

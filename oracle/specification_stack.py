@@ -15,7 +15,15 @@ from emulator.uapi import EFAULT, PROT_EXEC, PROT_READ, PROT_WRITE, SIGSEGV
 from emulator.workload import FOLL_WRITE
 from oracle.specification_lock import may_lock
 from oracle.specification_mremap import sealed
-from oracle.specification_page import MAYBE_UNLOCKED, MAYBE_UNMAPPED, Page, Pages, Refusal, wrong_result
+from oracle.specification_page import (
+    GUARDED,
+    MAYBE_UNLOCKED,
+    MAYBE_UNMAPPED,
+    Page,
+    Pages,
+    Refusal,
+    wrong_result,
+)
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -52,7 +60,7 @@ def growth(spec: Specification, pages: Pages, number: int) -> Growth | None:
     while end in pages and pages[end].flags & VM_GROWSDOWN:
         end += 1
     sure = end - number <= limit and not spec.stack_moved and len(pages) + above - number <= spec.limits.total
-    return Growth(range(number, above), Page(head.flags & ~MAYBE_UNLOCKED, None, 0), sure)
+    return Growth(range(number, above), Page(head.flags & ~(MAYBE_UNLOCKED | GUARDED), None, 0), sure)
 
 
 def grow(spec: Specification, pages: Pages, op: Op, ret: int) -> Page | None:

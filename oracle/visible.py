@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
-from emulator.hw.pte import PRESENT, SPECIAL
+from emulator.hw.pte import PRESENT, SPECIAL, is_guard
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED_MASK, VM_SHARED
 from emulator.workload import VMA_NAMES, file_token
 from oracle.contents import pack, unpack
 from oracle.leaves import KIND_MIGRATION, KIND_SWAP, leaf_key
 from oracle.specification_page import (
+    GUARDED,
     MAYBE_UNLOCKED,
     MAYBE_UNMAPPED,
     NAME,
@@ -115,6 +116,12 @@ class Visible:
             return wrong, "", f"page {number} of process {label} should be {page}, and stands in {vma}"
         if entry == UNKNOWN:
             entry = self.entry(mm, address)
+        if is_guard(entry) != (page.flags & GUARDED != 0):
+            lost = page.flags & GUARDED
+            what = "no guard, and should have one" if lost else "a guard, and should have none"
+            return "guard", "lost" if lost else "", f"page {number} of process {label} has {what}"
+        if page.flags & GUARDED:
+            return None
         got = self.content(vma, address, entry)
         if page.dropped is not None:
             page = spec.settle_dropped(pages, number, page, got)
@@ -166,6 +173,8 @@ class Visible:
         if _mapping_difference(vma, page, address):
             return False
         entry = self.entry(mm, address)
+        if is_guard(entry) or page.flags & GUARDED:
+            return is_guard(entry) and page.flags & GUARDED != 0
         if self.content(vma, address, entry) not in (spec.content(page), page.other()):
             return False
         frame = entry >> PAGE_SHIFT if entry & PRESENT else -1

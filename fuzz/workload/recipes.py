@@ -169,6 +169,20 @@ _TEXTS: Final[dict[str, str]] = {
         write addr=a at=0
         mprotect addr=a+m len=m prot=rw
     """,
+    "guards move beside a neighbour, and a child": """
+        mmap addr=a len=n prot=rw flags=private|fixed
+        mmap addr=d len=n prot=rw flags=private|fixed
+        madvise addr=d len=m advice=guard_install
+        mremap addr=d old_len=n new_len=n flags=maymove|fixed|x new_addr=a+n
+        fork child=c
+    """,
+    "a part of a file joins another that has guards, and a child": """
+        mmap addr=a len=n+n prot=rw flags=private|fixed file=file0
+        mprotect addr=a+n len=n prot=r
+        madvise addr=a len=m advice=guard_install
+        mprotect addr=a+n len=n prot=rw
+        fork child=c
+    """,
     "several mappings and a hole, moved in one": """
         mmap addr=a len=n prot=rw flags=private|fixed
         mmap addr=a+n len=m prot=r flags=private|fixed

@@ -68,6 +68,8 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("populate_read", uapi.MADV_POPULATE_READ),
         ("populate_write", uapi.MADV_POPULATE_WRITE),
         ("collapse", uapi.MADV_COLLAPSE),
+        ("guard_install", uapi.MADV_GUARD_INSTALL),
+        ("guard_remove", uapi.MADV_GUARD_REMOVE),
     ),
     Domain.VMA_NAME: ((NONE, 0), *((name, n + 1) for n, name in enumerate(VMA_NAMES))),
     Domain.POLICY: tuple((name, n) for n, name in enumerate(POLICIES)),

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.hw.pte import SOFTLEAF_MARKER, SOFTLEAF_SWAP, USER, mk_pte, mk_softleaf
+from emulator.hw.pte import (
+    MARKER_GUARD,
+    MARKER_POISON,
+    SOFTLEAF_MARKER,
+    SOFTLEAF_SWAP,
+    USER,
+    mk_pte,
+    mk_softleaf,
+)
 from emulator.mm_types import VM_WRITE
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Outcome, file_token
 from oracle.comparison import VisibleOracle, is_copy
 from oracle.contents import pack_data
 from oracle.finding import Finding
 from oracle.specification import Specification
-from oracle.specification_page import Backing, Limits, Page, PinState
+from oracle.specification_page import GUARDED, Backing, Limits, Page, PinState
 from tests.oracle.handmade import World
 
 RW = 3
@@ -145,10 +153,19 @@ def test_page_that_should_be_mapped(scene: Scene) -> None:
 
 
 def test_entries_that_lead_nowhere(scene: Scene) -> None:
-    """A swap slot that was never written, and a marker."""
+    """A swap slot that was never written, and a marker of poison."""
     scene.world.store(scene.page(6), mk_softleaf(SOFTLEAF_SWAP, 99))
-    scene.world.store(scene.page(7), mk_softleaf(SOFTLEAF_MARKER, 1))
+    scene.world.store(scene.page(7), mk_softleaf(SOFTLEAF_MARKER, MARKER_POISON))
     assert scene.signatures() == ["specification/contents:entry leads nowhere"] * 2
+
+
+def test_guards(scene: Scene) -> None:
+    """One that should not be, one that should be and is not, one that is."""
+    for number in (7, 8):
+        scene.spec.procs[0][number] = Page(RW | GUARDED, None, 0)
+    for number in (6, 8):
+        scene.world.store(scene.page(number), mk_softleaf(SOFTLEAF_MARKER, MARKER_GUARD))
+    assert scene.signatures() == ["specification/guard", "specification/guard:lost"]
 
 
 def test_contents_out_of_nowhere(scene: Scene) -> None:
