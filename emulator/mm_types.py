@@ -28,8 +28,10 @@ VM_MAYWRITE: Final = 0x20
 VM_MAYEXEC: Final = 0x40
 VM_MAYSHARE: Final = 0x80
 VM_GROWSDOWN: Final = 0x100
+VM_UFFD_MISSING: Final = 0x200
 VM_PFNMAP: Final = 0x400
 VM_MAYBE_GUARD: Final = 0x800  # since 6.19, and in late 6.18 stable kernels (6.18.44)
+VM_UFFD_WP: Final = 0x1000
 VM_LOCKED: Final = 0x2000
 VM_IO: Final = 0x4000
 VM_SEQ_READ: Final = 0x8000
@@ -48,6 +50,7 @@ VM_HUGEPAGE: Final = 0x20000000
 VM_NOHUGEPAGE: Final = 0x40000000
 VM_MERGEABLE: Final = 0x80000000
 VM_DROPPABLE: Final = 1 << 40
+VM_UFFD_MINOR: Final = 1 << 41
 VM_SEALED: Final = 1 << 42
 
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
@@ -55,6 +58,7 @@ VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
 VM_LOCKED_MASK: Final = VM_LOCKED | VM_LOCKONFAULT
 VM_STACK: Final = VM_GROWSDOWN
 VM_DATA_DEFAULT_FLAGS: Final = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC  # x86-64
+VM_UFFD_FLAGS: Final = VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR  # __VM_UFFD_FLAGS
 
 GUP_PIN_COUNTING_BIAS: Final = 1024  # a pin on a small folio counts as so many references (gup)
 
@@ -215,13 +219,24 @@ class VmAreaStruct:
         self.anon_vma_flags = 0  # none in Linux; see emulator/designs/unfaulted_flag_2025.py
         self.vm_policy: object = None
         self.anon_name: str | None = None
-        self.uffd_ctx: object = None
+        self.uffd_ctx: UserfaultfdCtx | None = None  # set: one of VM_UFFD_FLAGS is too; mmap_lock write
         self.detached = True  # not in the tree (vma_mark_detached)
 
     def __repr__(self) -> str:
         return (
             f"vma[{self.vm_start >> 12:#x}-{self.vm_end >> 12:#x} pgoff {self.vm_pgoff:#x} {self.anon_vma}]"
         )
+
+
+class UserfaultfdCtx:
+    """struct userfaultfd_ctx, and its file: who is told of the faults in the VMAs that are registered with it."""
+
+    __slots__ = ("features", "mm", "references")
+
+    def __init__(self, mm: MmStruct, features: int) -> None:
+        self.mm = mm  # the address space whose VMAs may be registered
+        self.features = features  # UFFD_FEATURE_*
+        self.references = 1  # to the file: it is open, and calls that are under way
 
 
 class VmaTree:
@@ -313,7 +328,9 @@ class MmStruct:
         "pgtables_bytes",
         "stack_vm",
         "start_brk",
+        "tlb_flush_pending",
         "total_vm",
+        "userfaultfd",
         "write_protect_seq",
     )
 
@@ -338,6 +355,8 @@ class MmStruct:
         self.brk = 0
         self.mmap_base = 0  # top of the mmap area (bytes); allocation is top-down
         self.write_protect_seq = 0  # odd while fork write-protects; GUP-fast pins look at it
+        self.tlb_flush_pending = 0  # changes of entries under way whose TLB flush is still to come
+        self.userfaultfd: UserfaultfdCtx | None = None  # the process's open userfaultfd; it keeps one at most
         self.pgtables_bytes = 0
         self.dead = False
 

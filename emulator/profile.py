@@ -153,6 +153,10 @@ class Profile(NamedTuple):
     # fork allocates an anon_vma before it knows whether it needs one: since 7.0, the same series.
     fork_allocates_first: bool = False
 
+    # ---- mm/userfaultfd.c
+    # UFFDIO_COPY takes any marker for an empty entry, that of a guard region too: until 7.0.
+    uffd_copy_fills_guards: bool = True
+
     @property
     def memlock_pages(self) -> int | None:
         """How many pages a process may lock; None: as many as it likes."""
@@ -200,6 +204,7 @@ PROFILES: Final[dict[str, Profile]] = {
             dofork_refused=VM_SPECIAL,
             clone_reverses_chain=True,
             fork_allocates_first=True,
+            uffd_copy_fills_guards=False,
         ),
     )
 }

@@ -63,7 +63,25 @@ MADV_COLLAPSE: Final = 25
 MADV_GUARD_INSTALL: Final = 102
 MADV_GUARD_REMOVE: Final = 103
 
+UFFD_FEATURE_EVENT_FORK: Final = 1 << 1
+UFFD_FEATURE_EVENT_REMAP: Final = 1 << 2
+UFFD_FEATURE_SIGBUS: Final = 1 << 7
+UFFD_FEATURE_WP_UNPOPULATED: Final = 1 << 13
+UFFD_FEATURE_POISON: Final = 1 << 14
+UFFD_FEATURE_MOVE: Final = 1 << 16
+
+UFFDIO_REGISTER_MODE_MISSING: Final = 1
+UFFDIO_REGISTER_MODE_WP: Final = 2
+UFFDIO_REGISTER_MODE_MINOR: Final = 4
+UFFDIO_COPY_MODE_DONTWAKE: Final = 1
+UFFDIO_COPY_MODE_WP: Final = 2
+UFFDIO_WRITEPROTECT_MODE_WP: Final = 1
+UFFDIO_WRITEPROTECT_MODE_DONTWAKE: Final = 2
+UFFDIO_MOVE_MODE_DONTWAKE: Final = 1
+UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: Final = 2
+
 EPERM: Final = _errno.EPERM
+ENOENT: Final = _errno.ENOENT
 ESRCH: Final = _errno.ESRCH
 EINTR: Final = _errno.EINTR
 EBADF: Final = _errno.EBADF
@@ -78,6 +96,7 @@ EINVAL: Final = _errno.EINVAL
 EOVERFLOW: Final = _errno.EOVERFLOW
 EOPNOTSUPP: Final = _errno.EOPNOTSUPP
 ENOSYS: Final = _errno.ENOSYS
+EHWPOISON: Final = 133  # Python's errno has no name for it
 
 # What a memory access ends with when it does not end with data. Values no system call returns.
 SIGSEGV: Final = -1011
@@ -87,7 +106,7 @@ OOM_KILLED: Final = -1009
 
 def result_name(result: int) -> str:
     """A result as people write it: ``0``, ``0x40000``, ``-ENOMEM``, ``SIGSEGV``."""
-    named = {SIGSEGV: "SIGSEGV", SIGBUS: "SIGBUS", OOM_KILLED: "OOM"}
+    named = {SIGSEGV: "SIGSEGV", SIGBUS: "SIGBUS", OOM_KILLED: "OOM", -EHWPOISON: "-EHWPOISON"}
     if result in named:
         return named[result]
     if result < 0:

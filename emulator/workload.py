@@ -45,6 +45,11 @@ class Domain(Enum):
     POLICY = "policy"  # a number of POLICIES
     PKEY = "pkey"  # 0: none, n: protection key n-1
     SWITCH = "switch"  # 0 or 1
+    UFFD_FEATURES = "uffd_features"  # UFFD_FEATURE_* bits beside those that every context has
+    UFFD_REGISTER_MODE = "uffd_register_mode"  # UFFDIO_REGISTER_MODE_* bits
+    UFFD_COPY_MODE = "uffd_copy_mode"  # UFFDIO_COPY_MODE_* bits
+    UFFD_WP_MODE = "uffd_wp_mode"  # UFFDIO_WRITEPROTECT_MODE_WP or 0
+    UFFD_MOVE_MODE = "uffd_move_mode"  # UFFDIO_MOVE_MODE_* bits
 
 
 # get_user_pages flags (include/linux/mm_types.h FOLL_*), as far as the model tells them apart.
@@ -54,6 +59,7 @@ FOLL_LONGTERM: Final = 4
 
 # SHARED PRIVATE DROPPABLE FIXED GROWSDOWN LOCKED NORESERVE POPULATE STACK NOREPLACE
 MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x08 | 0x10 | 0x100 | 0x2000 | 0x4000 | 0x8000 | 0x20000 | 0x100000
+UFFD_FEATURES_ALLOWED: Final = 1 << 1 | 1 << 2 | 1 << 13  # EVENT_FORK EVENT_REMAP WP_UNPOPULATED
 # All advice of madvise(2) about private memory and files, but for REMOVE, (UN)MERGEABLE and DONTNEED_LOCKED.
 ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 102, 103)
 
@@ -166,6 +172,39 @@ OPS: Final[dict[str, OpSpec]] = {
     ),
     "brk": OpSpec(
         23, (("addr", Domain.PAGE),), "move the end of the heap, which begins at page ``heap_page`` of the world"
+    ),
+    "userfaultfd": OpSpec(
+        60, (("features", Domain.UFFD_FEATURES),), "open a userfaultfd with these features; a process has one at most"
+    ),
+    "uffd_close": OpSpec(61, (), "close it: nothing is registered any more"),
+    "uffd_register": OpSpec(
+        62,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("mode", Domain.UFFD_REGISTER_MODE)),
+        "register with the process's userfaultfd, which this and all calls below open if there is none",
+    ),
+    "uffd_unregister": OpSpec(63, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "unregister"),
+    "uffd_copy": OpSpec(
+        64,
+        (("dst", Domain.PAGE), ("src", Domain.PAGE), ("len", Domain.LENGTH), ("mode", Domain.UFFD_COPY_MODE)),
+        "fill empty pages with copies; the result is the pages filled, or the errno of the first",
+    ),
+    "uffd_zeropage": OpSpec(
+        65, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "map the zero page in empty pages; result as uffd_copy"
+    ),
+    "uffd_wp": OpSpec(
+        66,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("mode", Domain.UFFD_WP_MODE)),
+        "protect what is mapped, or allow writes again",
+    ),
+    "uffd_move": OpSpec(
+        67,
+        (("dst", Domain.PAGE), ("src", Domain.PAGE), ("len", Domain.LENGTH), ("mode", Domain.UFFD_MOVE_MODE)),
+        "move pages to an empty place; the result is the pages moved, or the errno of the first",
+    ),
+    "uffd_poison": OpSpec(
+        68,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH)),
+        "let accesses to empty pages fail for good; result as uffd_copy",
     ),
 }
 

@@ -5,32 +5,41 @@ outcome that it gave; an order explains the collision when the specification all
 pages, processes and pins are as it says. Reclaim, migration and read-ahead change nothing visible, wherever they
 come in the order.
 
-Weaker outcomes are allowed in one place: who looks while a guard region is installed may find the pages empty and no
-guard yet. Else mmap_lock makes every system call and fault of the model one point in time, and an access that needs
-no fault touches one page.
+mmap_lock makes nearly every system call and fault of the model one point in time, and an access that needs no fault
+touches one page. Weaker outcomes are allowed where Linux promises no more. Who looks while a guard region is installed
+may find the pages empty and no guard yet. UFFDIO_COPY, ZEROPAGE, MOVE and POISON fill or move one page after the other,
+and others come in between; each page is then an operation of its own, and what COPY copies may have been read before
+others came. An access faults first, and UFFDIO_WRITEPROTECT may come before it tries again.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from emulator.workload import token
+from emulator.uapi import EFAULT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MLOCK_ONFAULT, SIGBUS
+from emulator.workload import FOLL_WRITE, OPS, Domain, Op, Outcome, token
 from oracle.comparison import Table, VisibleOracle, is_copy, spans_of
 from oracle.contents import pack_data
 from oracle.finding import Finding, finding
-from oracle.observation import ACCESSES, KERNEL_ACTIVITY
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, PAGE_BY_PAGE
 from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
 from oracle.specification_lock import decided
 from oracle.specification_madvise import emptied_for_guards, installs_guards
 from oracle.specification_page import FAILURES
+from oracle.specification_uffd_fill import read_before
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from emulator.workload import Op, Outcome, Step
+    from emulator.workload import Step
     from oracle.specification import Specification
 
 
+_TAKE_TURNS = PAGE_BY_PAGE | {"uffd_wp"}  # beside these, operations are taken apart if nothing else explains it
+# Where each page is an operation there are more orders than can be tried: those with few turns come first.
+_TURNS_MAX = 8
+_TRIES_MAX = 10_000  # parts of operations done in trying
 _OF_MAPPINGS = frozenset(("mapped", "unmapped", "permissions", "flags", "name", "policy", "backing"))
 _NOTHING = ("result", "", "no state that an injected failure may leave is shown")
 
@@ -41,6 +50,7 @@ class Explanation(NamedTuple):
     order: tuple[int, ...]
     wild: bool  # something was written through a reference without a promise
     after: Specification
+    whole: bool = True  # no operation came between the pages of another
 
 
 class CollisionOracle:
@@ -65,13 +75,45 @@ class CollisionOracle:
         ``completed``: the ops in the order in which they ended. ``table``: the pages to compare.
         """
         search = _Search(self._visible, step, index, outcomes, table, completed)
-        return search.run(spec) or search.finding()
+        found = search.run(spec)
+        if found is None and any(op.kind in _TAKE_TURNS for op in step.ops):
+            parts = [_pages(op, outcome) for op, outcome in zip(step.ops, outcomes, strict=True)]
+            found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
+        return found or search.finding()
+
+
+Part = tuple[Op, Outcome]
+
+
+def _pages(op: Op, outcome: Outcome) -> list[Part]:
+    """The operation page by page, as far as it came; what ended it then is left out."""
+    if op.kind == "mlock" and not outcome.ret and not outcome.injected:
+        flags = Op("mlock2", op.proc, (*op.args, MLOCK_ONFAULT))
+        return [(flags, outcome), (op, outcome)]  # the pages come after the flags
+    if op.kind in ACCESSES and outcome.ret in (SIGBUS, -EFAULT):
+        write = op.kind == "write" or (op.kind in ("gup_fast", "gup_slow") and op.args[1] & FOLL_WRITE)
+        populate = (op.args[0], 1, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ)
+        return [(Op("madvise", op.proc, populate), Outcome(0)), (op, outcome)]  # the fault, and the access after it
+    if op.kind not in PAGE_BY_PAGE or outcome.ret < 1:
+        return [(op, outcome)]
+    moving = [domain is Domain.PAGE for _, domain in OPS[op.kind].args]
+    length = next(place for place, (_, domain) in enumerate(OPS[op.kind].args) if domain is Domain.LENGTH)
+    parts = []
+    for i in range(outcome.ret):
+        args = [value + i if moves else value for value, moves in zip(op.args, moving, strict=True)]
+        args[length] = 1
+        parts.append((op._replace(args=tuple(args)), outcome._replace(ret=1, injected=False)))
+    return parts
+
+
+def _turns(order: tuple[int, ...]) -> int:
+    return 1 + sum(a != b for a, b in pairwise(order))
 
 
 class _Search:
     """A depth-first search over the orders of one collision."""
 
-    __slots__ = ("best", "candidates", "index", "outcomes", "step", "table", "visible")
+    __slots__ = ("best", "candidates", "index", "outcomes", "parts", "step", "table", "tries", "turns", "visible")
 
     def __init__(
         self,
@@ -81,7 +123,11 @@ class _Search:
         outcomes: list[Outcome],
         table: Table,
         completed: list[int],
+        parts: list[list[Part]] | None = None,
     ) -> None:
+        self.parts = parts or [[part] for part in zip(step.ops, outcomes, strict=True)]
+        self.turns = len(self.parts)  # that operations may take
+        self.tries = _TRIES_MAX  # that are left
         self.candidates = completed  # the order in which the ops ended is the likeliest, and comes first
         self.visible = visible
         self.step = step
@@ -92,30 +138,46 @@ class _Search:
         self.best: tuple[int, tuple[str, str, str], tuple[int, ...], str] = (-1, _NOTHING, (), "")
 
     def run(self, spec: Specification) -> Explanation | None:
-        return self._extend(spec, ())
+        return self._extend((spec,), ())
+
+    def by_turns(self, spec: Specification) -> Explanation | None:
+        """As ``run``, with one turn more each time."""
+        for turns in range(len(self.parts), _TURNS_MAX + 1):
+            self.turns = turns
+            found = self.run(spec)
+            if found is not None or self.tries <= 0:
+                return found
+        return None
 
     def _extend(
-        self, spec: Specification, order: tuple[int, ...], begun: tuple[int, ...] = ()
+        self, states: tuple[Specification, ...], order: tuple[int, ...], begun: tuple[int, ...] = ()
     ) -> Explanation | None:
-        ops = self.step.ops
-        if len(order) == len(ops):
-            return self._compare(spec, order)
+        """``states``: one before each part of ``order``, and the one after it. ``begun``: those that install guards."""
+        if len(order) == sum(map(len, self.parts)):
+            return self._compare(states[-1], order)
         for number in self.candidates:
-            if number not in order:
-                for after in self._do(spec, number, order):
-                    found = self._extend(after, (*order, number), begun)
+            if order.count(number) < len(self.parts[number]) and _turns((*order, number)) <= self.turns:
+                self.tries -= 1
+                if self.tries <= 0:
+                    return None
+                for after in self._do(states, number, order):
+                    found = self._extend((*states, after), (*order, number), begun)
                     if found is not None:
                         return found
         for number in self.candidates:
-            if number not in (*order, *begun) and installs_guards(ops[number]):
-                found = self._extend(emptied_for_guards(spec, ops[number]), order, (*begun, number))
+            if number not in (*order, *begun) and installs_guards(self.step.ops[number]):
+                between = emptied_for_guards(states[-1], self.step.ops[number])
+                found = self._extend((*states, between), order, (*begun, number))
                 if found is not None:
                     return found
         return None
 
-    def _do(self, spec: Specification, number: int, order: tuple[int, ...]) -> Iterator[Specification]:
-        """The states that op ``number`` may have left after the ops of ``order``."""
-        op, outcome = self.step.ops[number], self.outcomes[number]
+    def _do(
+        self, states: tuple[Specification, ...], number: int, order: tuple[int, ...]
+    ) -> Iterator[Specification]:
+        """The states that the next part of op ``number`` may have left after those of ``order``."""
+        spec = states[-1]
+        op, outcome = self.parts[number][order.count(number)]
         mark = token(self.index, number)
         if left_in_part(spec, op, outcome):
             view = self.visible.view
@@ -136,6 +198,8 @@ class _Search:
         else:
             spans = [(op.proc, n) for start, length in spans_of(op, outcome.ret) for n in range(start, start + length)]
             self._note(len(order), refusal, (*order, number), spans)
+        if op.kind == "uffd_copy" and outcome.ret == 1:
+            yield from read_before(states, op)
 
     def _compare(self, spec: Specification, order: tuple[int, ...]) -> Explanation | None:
         wild = bool(spec.wild)
@@ -145,7 +209,8 @@ class _Search:
             self.visible.settle_wild_copies(spec, self.table, copied)
         difference = self.visible.first_difference(spec, self.table)
         if difference is None:
-            return Explanation(order, wild, spec)
+            whole = len(order) == len(self.step.ops)
+            return Explanation(order if whole else tuple(dict.fromkeys(order)), wild, spec, whole)
         what, label, page = difference
         self._note(len(order), what, order, [(label, page)])
         return None

@@ -34,10 +34,11 @@ _NO_FRAMES: frozenset[int] = frozenset()
 _ON_RANGES = frozenset(
     (
         "mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock", "mseal", "set_vma_name",
-        "mbind", "pkey_mprotect", "remap_file_pages",
+        "mbind", "pkey_mprotect", "remap_file_pages", "uffd_register", "uffd_unregister", "uffd_zeropage",
+        "uffd_poison", "uffd_wp", "uffd_copy", "uffd_move",
     )
 )  # fmt: skip
-_ON_ALL = frozenset(("mlockall", "munlockall", "brk", "memory_merge"))
+_ON_ALL = frozenset(("mlockall", "munlockall", "brk", "memory_merge", "uffd_close"))
 
 
 class VisibleOracle:
@@ -310,6 +311,8 @@ def spans_of(op: Op, ret: int) -> list[tuple[int, int]]:
         return []
     if kind == "mremap":
         return [(op.args[0], op.args[1]), (ret if ret >= 0 else op.args[4], op.args[2])]
+    if kind in ("uffd_copy", "uffd_move"):
+        return [(op.args[0], op.args[2]), (op.args[1], op.args[2])]
     return [(ret if kind == "mmap" and ret >= 0 else op.args[0], op.args[1])]
 
 

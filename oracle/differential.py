@@ -33,7 +33,7 @@ from emulator.uapi import (
 from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
 from oracle.leaves import KIND_SWAP, leaf_key
-from oracle.observation import ACCESSES, KERNEL_ACTIVITY, Observer
+from oracle.observation import ACCESSES, KERNEL_ACTIVITY, PAGE_BY_PAGE, Observer
 from oracle.specification_page import FAILURES
 from oracle.visible import UNKNOWN, Visible
 
@@ -164,6 +164,8 @@ class DifferentialOracle:
             return False
         if op.kind == "madvise" and op.args[2] in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
             return True
+        if op.kind in PAGE_BY_PAGE:
+            return True
         if op.kind in LOCKS or (op.kind == "mmap" and op.args[3] & (MAP_POPULATE | MAP_LOCKED)):
             return True
         return mm is not None and (mm.locked_vm != 0 or mm.def_flags & VM_LOCKED != 0)
@@ -238,6 +240,9 @@ class DifferentialOracle:
             found.append(finding("differential", "read", detail, index, op=number))
             return False
         names = f"{result_name(outcome.ret)}, on the reference {result_name(reference.ret)}"
+        if op.kind in PAGE_BY_PAGE:
+            self.detach(index, f"other pages are there, or large, and {op.kind} gave {names}")
+            return False
         if not equal and op.kind not in ACCESSES:
             self.detach(index, f"layouts differ, and {op.kind} gave {names}")
             return False

@@ -38,6 +38,8 @@ from oracle.specification import Specification
 from oracle.specification_failure import left_in_part, settle, stopped_half_way
 from oracle.specification_mremap import met_seal
 from oracle.specification_page import FAILURES, Limits, Refusal
+from oracle.specification_uffd import leave_open
+from oracle.specification_uffd_calls import CALLS as USERFAULTFD
 from oracle.structure import StructureOracle
 from oracle.tlb import TlbOracle
 from oracle.undo import UndoOracle
@@ -128,6 +130,7 @@ def limits_of(machine: Machine) -> Limits:
         profile=machine.profile,
         stack_guard_gap=machine.stack_guard_gap,
         heap=geometry.heap_page,
+        huge=geometry.hpage_pmd_nr,
     )
 
 
@@ -153,6 +156,8 @@ class _Run:
         self.outcomes: list[tuple[Outcome, ...]] = []
 
     def whole(self, workload: Workload) -> Verdict:
+        if not any(op.kind in USERFAULTFD for step in workload.steps for op in step.ops):
+            self.spec.userfaults.clear()
         steps_run = 0
         ended = False
         for index, step in enumerate(workload.steps):
@@ -272,8 +277,12 @@ class _Run:
             if isinstance(explained, Finding):
                 return [explained]
             fate.update((number, Fate.OTHER) for number, was in enumerate(refused) if was)
-            order, wild, self.spec = explained
+            order, wild, self.spec, whole = explained
             found = []
+            if not whole and self.differential is not None:
+                self.differential.detach(index, "calls that go on page by page took turns")
+            for op in step.ops:
+                leave_open(self.spec, op)
         if not found and self.differential is not None:
             if self.spec.choices != choices:
                 self.differential.detach(index, "the kernel has thrown away what MADV_FREE let it")

@@ -34,6 +34,7 @@ _new: Final = tuple.__new__  # what a NamedTuple's constructor calls in the end
 
 ACCESSES: Final = frozenset(("read", "write", "exec", "gup_fast", "gup_slow"))
 KERNEL_ACTIVITY: Final = frozenset(("reclaim", "swap_readahead", "migrate"))
+PAGE_BY_PAGE: Final = frozenset(("uffd_copy", "uffd_zeropage", "uffd_move", "uffd_poison"))
 _KEEPS_LAYOUT: Final = KERNEL_ACTIVITY | {"unpin", "pin_write"}
 
 

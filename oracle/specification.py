@@ -5,7 +5,7 @@ anonymous; else which page of which file, shared or private) and contents: its o
 contents, a move carries them, DONTNEED drops them. A page that is pinned for writing keeps its contents in a *cell*,
 which the pin shares, for as long as it stays mapped; so the parent of a fork keeps the cell and the child gets a
 copy. References without FOLL_PIN promise nothing, and what is written through one is taken from the machine
-(``wild``).
+(``wild``). Whether anything is there at all shows to who uses userfaultfd only, and is followed apart (``userfaults``).
 
 Where the kernel may choose (an address, which of several errors, one VMA or two) every consistent outcome is
 allowed, and the state follows the outcome. After a failed allocation a call may have been done in part:
@@ -65,6 +65,7 @@ from oracle import (
     specification_mremap,
     specification_pins,
     specification_stack,
+    specification_uffd_calls,
 )
 from oracle.contents import LANE, pack_data, unpack
 from oracle.specification_page import (
@@ -83,6 +84,7 @@ from oracle.specification_page import (
     unlocked,
     wrong_result,
 )
+from oracle.specification_uffd import Userfaults
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
@@ -99,6 +101,7 @@ class Specification:
         "cells",
         "choices",
         "files",
+        "forked",
         "frees",
         "limits",
         "next_cell",
@@ -108,6 +111,7 @@ class Specification:
         "stack_moved",
         "stacks",
         "unsettled",
+        "userfaults",
         "wild",
     )
 
@@ -115,6 +119,8 @@ class Specification:
         self.limits = limits
         self.procs: dict[int, Pages] = {0: {}}
         self.settings: dict[int, Settings] = {}  # of processes that have any
+        self.userfaults = {0: Userfaults()}  # of each process; empty: nobody uses userfaultfd
+        self.forked = False  # there has been a child: pages may be shared, or have been
         self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
         self.cells: dict[int, int] = {}
         self.pins: dict[int, PinState] = {}
@@ -131,6 +137,8 @@ class Specification:
         other.limits = self.limits
         other.procs = {label: dict(pages) for label, pages in self.procs.items()}
         other.settings = dict(self.settings)
+        other.userfaults = {label: known.copy() for label, known in self.userfaults.items()}
+        other.forked = self.forked
         other.files = dict(self.files)
         other.cells = dict(self.cells)
         other.pins = dict(self.pins)
@@ -214,6 +222,12 @@ class Specification:
         pages = self.procs.get(op.proc)
         if pages is None:
             return None if outcome.ret == -ESRCH else wrong_result(op, outcome.ret, "-ESRCH")
+        if self.userfaults:
+            return specification_uffd_calls.apply(self, pages, op, outcome, token)
+        return self.ordinary(pages, op, outcome, token)
+
+    def ordinary(self, pages: Pages, op: Op, outcome: Outcome, token: int) -> Refusal | None:
+        """``apply`` where there is no userfaultfd."""
         kind = op.kind
         ret = outcome.ret
         if kind == "write":

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import VM_SEALED
+from emulator.mm_types import VM_SEALED, VM_UFFD_FLAGS
 from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
 from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification_madvise import EFFECTS
 from oracle.specification_mremap import (
     bad_parameters,
+    ended_at_registered,
     left_by_seal,
     met_seal,
     moves_several,
@@ -49,6 +50,8 @@ from oracle.specification_page import (
     wrong_result,
 )
 from oracle.specification_stack import brk_of, growth
+from oracle.specification_uffd import carried, leave_open
+from oracle.specification_uffd_calls import registered
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
@@ -56,7 +59,7 @@ if TYPE_CHECKING:
 
 _GROUPS_MANY = 12  # beyond it, states are not enumerated in full
 AFTER_FAILURE = "after-failure"
-_CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write"))
+_CANNOT_FAIL = frozenset(("exit", "unpin", "pin_write", "uffd_close"))
 _NOT_GROWN = (SIGSEGV, -EFAULT)  # what an access below a stack that could not grow gives
 _LOCK_ALL = frozenset(("mlockall", "munlockall"))
 
@@ -144,6 +147,10 @@ def _change(op: Op) -> Callable[[Page], Page] | None:
         return lambda page: with_lock(page, lock_flags(op))
     if kind == "madvise" and args[2] in EFFECTS:
         return lambda page: _advised(page, args[2])
+    if kind == "uffd_register":
+        return lambda page: registered(page, args[2])
+    if kind == "uffd_unregister":
+        return lambda page: page._replace(flags=page.flags & ~VM_UFFD_FLAGS)
     return None
 
 
@@ -166,11 +173,11 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) 
         page = pages.get(addr + i)
         if page is not None:
             place = None if target is None else target + i
-            groups.append(_pair(pages, op, addr + i, place, outcome, several=several))
+            groups.append(_pair(spec, op, addr + i, place, outcome, several=several))
     if target is not None and not several:
         for i in range(moved, new):
             there = pages.get(target + i)
-            grown = next_page(pages[addr], i)
+            grown = carried(spec, op.proc, next_page(pages[addr], i))
             groups.append([{target + i: grown}] if ret >= 0 else [{target + i: there}, {target + i: None}])
     for number in range(addr + moved, addr + old):
         if number in pages and ret >= 0:
@@ -193,9 +200,13 @@ def _open_locks(groups: list[Group], pages: Pages, numbers: list[int]) -> None:
             groups.append([{number: pages[number]}, {number: unlocked(pages[number])}])
 
 
-def _pair(pages: Pages, op: Op, source: int, target: int | None, outcome: Outcome, *, several: bool) -> Group:
+def _pair(
+    spec: Specification, op: Op, source: int, target: int | None, outcome: Outcome, *, several: bool
+) -> Group:
     """One page of the source and its place in the destination (None: not known, as the call failed)."""
+    pages = spec.procs[op.proc]
     page = pages[source]
+    there = carried(spec, op.proc, page)
     if target is None:
         return [{source: page}]
     group: Group = []
@@ -205,11 +216,11 @@ def _pair(pages: Pages, op: Op, source: int, target: int | None, outcome: Outcom
     if several or not failed:
         left = fresh(page)
         if op.args[3] & MREMAP_DONTUNMAP:
-            group.append({source: unlocked(left), target: page})
+            group.append({source: unlocked(left), target: there})
         else:
-            group.append({source: None, target: page})
+            group.append({source: None, target: there})
             if outcome.injected:  # the source could not be cut for its unmapping, and stays, empty
-                group.append({source: left, target: page})
+                group.append({source: left, target: there})
     return group
 
 
@@ -221,7 +232,7 @@ def absorbed(spec: Specification, op: Op, ret: int) -> bool:
     if met_seal(spec, op, ret) is not None:
         return False
     if op.kind == "mremap":
-        failed = ret in FAILURES or refused_to_relocate(spec, op, ret)
+        failed = ret in FAILURES or refused_to_relocate(spec, op, ret) or ended_at_registered(spec, op, ret)
         return not failed and not _really_moved(spec, pages, op, ret)
     if op.kind in ACCESSES and ret in _NOT_GROWN:
         return op.args[0] in pages or growth(spec, pages, op.args[0]) is None
@@ -311,6 +322,7 @@ def _take(spec: Specification, op: Op, ret: int, chosen: list[dict[int, Page | N
                 pages.pop(number, None)
             else:
                 pages[number] = page
+    leave_open(spec, op, ret)
 
 
 def _really_moved(spec: Specification, pages: Pages, op: Op, ret: int) -> bool:

@@ -187,6 +187,8 @@ def emptied_for_guards(spec: Specification, op: Op) -> Specification:
             if page.flags & VM_LOCKED or _kept_by_seal(page, MADV_GUARD_INSTALL):
                 break
             pages[number] = erased(page)
+            if op.proc in between.userfaults:
+                between.userfaults[op.proc].set((number,), 0)
     return between
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import VM_LOCKED, VM_LOCKED_MASK, VM_SEALED
+from emulator.mm_types import VM_LOCKED, VM_LOCKED_MASK, VM_SEALED, VM_UFFD_FLAGS
 from emulator.uapi import (
     EAGAIN,
     EFAULT,
@@ -36,6 +36,7 @@ from oracle.specification_page import (
     Pages,
     Refusal,
     fresh,
+    names,
     unlocked,
     with_flags,
     wrong_result,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from oracle.specification import Specification
 
 _KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+_PLAIN = Page(0, None, 0)
 _RELOCATE = MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON
 
 
@@ -144,7 +146,8 @@ def mremap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | Non
     if addr not in pages:
         return None if ret == -EFAULT else wrong_result(op, ret, "-EFAULT")
     if pages[addr].flags & VM_SEALED:
-        return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
+        refused = _refused_sealed(spec, pages, op)
+        return None if ret in refused else wrong_result(op, ret, names(refused))
     if moves_several(spec, op):
         spec.stack_moved = spec.stack_moved or spec.stacks
         return _move_several(spec, pages, op, ret)
@@ -254,6 +257,14 @@ def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusa
     """A pure move with FIXED: whatever is mapped in the range moves, and gaps do not touch the destination."""
     addr, length, _, flags, new_addr = op.args
     stop, certain = sealed_in_move(pages, op)
+    armed = _registered(pages, addr, length)
+    if armed is not None and armed <= stop and ret in (-EFAULT, -EPERM, new_addr):
+        alone = not armed and one_mapping(pages, addr, length)
+        if ret == -EFAULT and (not alone or length > 1):
+            _move_before(pages, op, armed)
+            return None
+        if not alone:
+            return wrong_result(op, ret, "-EFAULT")
     if stop < length:
         if ret != -EPERM:
             return wrong_result(op, ret, "-EPERM")
@@ -277,6 +288,14 @@ def _move_several(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusa
             _carry(pages, addr + i, new_addr + i, flags)
     _leave_open(spec, pages, op.proc, beside)
     return None
+
+
+def _refused_sealed(spec: Specification, pages: Pages, op: Op) -> set[int]:
+    """What a move of a mapping that is sealed gives: that it is not the only one is seen before, where it has to be."""
+    addr, length = op.args[:2]
+    if not moves_several(spec, op) or not pages[addr].flags & VM_UFFD_FLAGS or length < 2:
+        return {-EPERM}
+    return {-EPERM, -EFAULT} if one_mapping(pages, addr, length) else {-EFAULT}
 
 
 def sealed(pages: Pages, first: int, end: int) -> bool:
@@ -317,6 +336,26 @@ def left_by_seal(spec: Specification, op: Op, ret: int) -> bool:
     """Is this -EPERM one of a move of several mappings of which it is not known how many have moved?"""
     met = met_seal(spec, op, ret)
     return met is not None and met[1] < met[0]
+
+
+def _registered(pages: Pages, addr: int, length: int) -> int | None:
+    """How many pages of a range stand before one that is registered with userfaultfd; None if none is."""
+    return next((i for i in range(length) if pages.get(addr + i, _PLAIN).flags & VM_UFFD_FLAGS), None)
+
+
+def ended_at_registered(spec: Specification, op: Op, ret: int) -> bool:
+    """Has the call given up at a mapping that is registered with userfaultfd, and moved what stands before it?"""
+    if ret != -EFAULT or not moves_several(spec, op) or bad_parameters(spec, op):
+        return False
+    return bool(_registered(spec.procs[op.proc], *op.args[:2]))
+
+
+def _move_before(pages: Pages, op: Op, armed: int) -> None:
+    """A mapping that is registered with userfaultfd moves alone or not at all: those before it have moved."""
+    addr, _, _, flags, new_addr = op.args
+    for i in range(armed):
+        if addr + i in pages:
+            _carry(pages, addr + i, new_addr + i, flags)
 
 
 def same_vma_beside(pages: Pages, addr: int, length: int, target: int) -> list[int]:

@@ -20,6 +20,7 @@ from emulator.mm_types import (
     VM_RAND_READ,
     VM_SEALED,
     VM_SEQ_READ,
+    VM_UFFD_FLAGS,
     VM_WIPEONFORK,
 )
 from emulator.profile import PROFILES, Profile
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 SHOWN: Final = (
     VM_ACCESS_FLAGS | VM_GROWSDOWN | VM_LOCKED | VM_LOCKONFAULT | VM_SEQ_READ | VM_RAND_READ | VM_DONTCOPY
     | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP | VM_HUGEPAGE | VM_NOHUGEPAGE | VM_MERGEABLE | VM_DROPPABLE
-    | VM_SEALED
+    | VM_SEALED | VM_UFFD_FLAGS
 )  # fmt: skip
 
 # Private to the specification, above all flags of the kernel: the VMA may have lost VM_LOCKED_MASK, as one of which
@@ -112,6 +113,7 @@ class Limits(NamedTuple):
     profile: Profile = PROFILES["6.18"]
     stack_guard_gap: int = 256  # pages
     heap: int = 0  # arena page where the heap of the first process begins
+    huge: int = 512  # pages of a huge page
 
     @property
     def memlock(self) -> int | None:

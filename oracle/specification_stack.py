@@ -71,7 +71,7 @@ def grow(spec: Specification, pages: Pages, op: Op, ret: int) -> Page | None:
         return None
     page = found.page
     if not found.sure and ret in _REFUSED:
-        if page.flags & _needed(op):
+        if page.flags & needed(op):
             return None
         page = Page(page.flags | MAYBE_UNMAPPED, None, 0)  # refused it was in any case
     for grown in found.numbers:
@@ -80,7 +80,7 @@ def grow(spec: Specification, pages: Pages, op: Op, ret: int) -> Page | None:
     return page
 
 
-def _needed(op: Op) -> int:
+def needed(op: Op) -> int:
     """The permissions of which one must be there for the access."""
     if op.kind in ("gup_fast", "gup_slow"):
         return PROT_WRITE if op.args[1] & FOLL_WRITE else PROT_READ

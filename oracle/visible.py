@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
-from emulator.hw.pte import PRESENT, SPECIAL, is_guard
+from emulator.hw.pte import MARKER_POISON, MARKER_UFFD_WP, PRESENT, SPECIAL, is_guard
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED_MASK, VM_SHARED
 from emulator.workload import VMA_NAMES, file_token
 from oracle.contents import pack, unpack
-from oracle.leaves import KIND_MIGRATION, KIND_SWAP, leaf_key
+from oracle.leaves import KIND_MARKER, KIND_MIGRATION, KIND_SWAP, leaf_key
 from oracle.specification_page import (
     GUARDED,
     MAYBE_UNLOCKED,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from oracle.specification import Specification
 
 UNREADABLE = -1  # an entry that leads nowhere
+_MARKERS = frozenset((MARKER_UFFD_WP, MARKER_POISON))  # there is nothing, or nothing that can be read
 
 UNKNOWN = -1  # in place of an entry: it has to be looked up
 
@@ -81,7 +82,7 @@ class Visible:
             if kind == KIND_MIGRATION:
                 folio = machine.phys.frames[value]
                 return pack(folio.content[value - folio.pfn])
-            return UNREADABLE
+            return 0 if kind == KIND_MARKER and value in _MARKERS else UNREADABLE
         file = vma.vm_file
         if file is None:
             return 0

@@ -81,6 +81,16 @@ def is_guard(pte: int) -> bool:
     return softleaf_type(pte) == SOFTLEAF_MARKER and bool(softleaf_value(pte) & MARKER_GUARD)
 
 
+def is_poison_marker(pte: int) -> bool:
+    """Nothing can be read here (UFFDIO_POISON)."""
+    return softleaf_type(pte) == SOFTLEAF_MARKER and bool(softleaf_value(pte) & MARKER_POISON)
+
+
+def is_uffd_wp_marker(pte: int) -> bool:
+    """Nothing is mapped, and userfaultfd wants to know of the first write."""
+    return softleaf_type(pte) == SOFTLEAF_MARKER and bool(softleaf_value(pte) & MARKER_UFFD_WP)
+
+
 def describe(pte: int) -> str:
     """An entry for people: ``pfn 12 rw dirty``, ``swap 3 excl``, ``migration 12 write``, ``none``."""
     if not pte:

@@ -14,6 +14,7 @@ from emulator.mm import (
     brk,
     fault,
     fork,
+    fs_userfaultfd,
     gup,
     ksm,
     madvise,
@@ -232,6 +233,63 @@ def do_migrate(mm: MmStruct, args: tuple[int, ...]) -> int:
     return migrate.migrate_folio_at(mm, address(mm, args[0]))
 
 
+def do_userfaultfd(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return fs_userfaultfd.new_userfaultfd(mm, args[0])
+
+
+def do_uffd_close(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return fs_userfaultfd.close(mm)
+
+
+def do_uffd_register(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length, mode = args
+    call = fs_userfaultfd.userfaultfd_register
+    return fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT, mode)
+
+
+def do_uffd_unregister(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length = args
+    call = fs_userfaultfd.userfaultfd_unregister
+    return fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT)
+
+
+def do_uffd_wp(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length, mode = args
+    call = fs_userfaultfd.userfaultfd_writeprotect
+    return fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT, mode)
+
+
+def to_pages(result: int) -> int:
+    """A number of bytes that a system call returned, as pages; errors as they are."""
+    return result if result < 0 else result >> PAGE_SHIFT
+
+
+def do_uffd_copy(mm: MmStruct, args: tuple[int, ...]) -> int:
+    dst, src, length, mode = args
+    call = fs_userfaultfd.userfaultfd_copy
+    where = address(mm, dst), address(mm, src), length << PAGE_SHIFT
+    return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, *where, mode))
+
+
+def do_uffd_zeropage(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length = args
+    call = fs_userfaultfd.userfaultfd_zeropage
+    return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT))
+
+
+def do_uffd_move(mm: MmStruct, args: tuple[int, ...]) -> int:
+    dst, src, length, mode = args
+    call = fs_userfaultfd.userfaultfd_move
+    where = address(mm, dst), address(mm, src), length << PAGE_SHIFT
+    return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, *where, mode))
+
+
+def do_uffd_poison(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length = args
+    call = fs_userfaultfd.userfaultfd_poison
+    return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT))
+
+
 HANDLERS = {
     "mmap": do_mmap,
     "munmap": do_munmap,
@@ -260,4 +318,13 @@ HANDLERS = {
     "mbind": do_mbind,
     "pkey_mprotect": do_pkey_mprotect,
     "remap_file_pages": do_remap_file_pages,
+    "userfaultfd": do_userfaultfd,
+    "uffd_close": do_uffd_close,
+    "uffd_register": do_uffd_register,
+    "uffd_unregister": do_uffd_unregister,
+    "uffd_copy": do_uffd_copy,
+    "uffd_zeropage": do_uffd_zeropage,
+    "uffd_wp": do_uffd_wp,
+    "uffd_move": do_uffd_move,
+    "uffd_poison": do_uffd_poison,
 }

@@ -94,7 +94,7 @@ def do_user_addr_fault(mm: MmStruct, addr: int, flags: int, present: bool) -> in
         return 0
     if result & memory.VM_FAULT_OOM:
         return OOM_KILLED
-    if result & memory.VM_FAULT_SIGBUS:
+    if result & (memory.VM_FAULT_SIGBUS | memory.VM_FAULT_HWPOISON):
         return SIGBUS
     if result & memory.VM_FAULT_SIGSEGV:
         return SIGSEGV

@@ -5,7 +5,7 @@ Not a file of the kernel's mm/, but part of the image: dup_mmap and exit_mmap, a
 
 from __future__ import annotations
 
-from emulator.mm import memory_fork, mmap, munmap, rmap, vma
+from emulator.mm import fs_userfaultfd, memory_fork, mmap, munmap, rmap, vma
 from emulator.mm_types import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_WIPEONFORK, MmStruct, VmAreaStruct
 from emulator.uapi import EBUSY, ENOMEM
 
@@ -34,6 +34,9 @@ def dup_one_vma(mm: MmStruct, old: VmAreaStruct) -> int:
         m.committed -= charge
         return -ENOMEM
     new.vm_mm = mm
+    if fs_userfaultfd.dup_userfaultfd(new, old.uffd_ctx):
+        m.committed -= charge
+        return -ENOMEM
     if old.vm_flags & VM_WIPEONFORK:
         new.anon_vma = None
     else:
@@ -42,7 +45,6 @@ def dup_one_vma(mm: MmStruct, old: VmAreaStruct) -> int:
             m.committed -= charge
             return -ENOMEM
     new.vm_flags &= ~VM_LOCKED_MASK
-    new.uffd_ctx = None
     mm.mm_mt.insert(new)
     mm.map_count += 1
     vma.vma_link_file(new)

@@ -31,7 +31,7 @@ from emulator.mm_types import (
     Pin,
     VmAreaStruct,
 )
-from emulator.uapi import EFAULT, EINVAL, ENOMEM
+from emulator.uapi import EFAULT, EHWPOISON, EINVAL, ENOMEM
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 
 if TYPE_CHECKING:
@@ -203,6 +203,8 @@ def faultin_page(vma: VmAreaStruct, addr: int, flags: int, unshare: bool) -> int
     result = memory.handle_mm_fault(vma, addr, fault_flags)
     if result & memory.VM_FAULT_OOM:
         return -ENOMEM
+    if result & memory.VM_FAULT_HWPOISON:
+        return -EHWPOISON if flags & FOLL_MADV_POPULATE else -EFAULT
     if result & (memory.VM_FAULT_SIGBUS | memory.VM_FAULT_SIGSEGV):
         return -EFAULT
     return RETRY if result & memory.VM_FAULT_RETRY else 0

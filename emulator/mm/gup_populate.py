@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulator.geometry import PAGE_SIZE
-from emulator.mm import fault, memory
+from emulator.mm import fault, gup, memory, userfaultfd_k
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_IO,
@@ -15,6 +15,7 @@ from emulator.mm_types import (
     VmAreaStruct,
 )
 from emulator.uapi import EAGAIN, EFAULT, ENOMEM
+from emulator.workload import FOLL_WRITE
 
 
 def populate_vma_page_range(area: VmAreaStruct, start: int, end: int) -> int:
@@ -31,13 +32,23 @@ def populate_vma_page_range(area: VmAreaStruct, start: int, end: int) -> int:
     mm = area.vm_mm
     for address in range(start, end, PAGE_SIZE):
         mm.machine.sched.point("populate.page")
-        result = memory.handle_mm_fault(area, address, flags)
-        while result & memory.VM_FAULT_RETRY:
-            fault.wait_for_migration(mm, address)
-            result = memory.handle_mm_fault(area, address, flags)
+        result = populate_page(area, address, flags)
         if result:
             return -ENOMEM if result & memory.VM_FAULT_OOM else -EFAULT
     return 0
+
+
+def populate_page(area: VmAreaStruct, address: int, flags: int) -> int:
+    """Fault one page in until it can be taken: 0 or VM_FAULT_*."""
+    foll_flags = FOLL_WRITE if flags & memory.FAULT_FLAG_WRITE else 0
+    while True:
+        result = memory.handle_mm_fault(area, address, flags)
+        if result & memory.VM_FAULT_RETRY:
+            fault.wait_for_migration(area.vm_mm, address)
+        elif result or not userfaultfd_k.userfaultfd_wp(area):
+            return result
+        elif gup.follow_page_mask(area, address, foll_flags) is not None:  # a page that came may be protected
+            return 0
 
 
 def _mm_populate(mm: MmStruct, start: int, length: int, ignore_errors: bool) -> int:

@@ -29,13 +29,16 @@ from emulator.hw.pte import (
     mk_softleaf,
 )
 from emulator.mm import (
+    fs_userfaultfd,
     memory,
+    mprotect,
     pgtable_generic,
     rmap,
     rmap_counts,
     rmap_unmap,
     swap,
     swap_state,
+    userfaultfd_k,
 )
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
@@ -43,7 +46,6 @@ from emulator.mm_types import (
     VM_HUGEPAGE,
     VM_HUGETLB,
     VM_NOHUGEPAGE,
-    VM_SHARED,
     VM_SPECIAL,
     VM_WRITE,
     Folio,
@@ -118,6 +120,10 @@ def do_huge_pmd_anonymous_page(vmf: memory.VmFault) -> int:
         pmd.ptl.unlock()
         swap.folio_put(m, folio)
         return 0
+    if userfaultfd_k.userfaultfd_missing(vma):
+        pmd.ptl.unlock()
+        swap.folio_put(m, folio)
+        return fs_userfaultfd.handle_userfault(vmf)
     m.sched.point("fault.pmd_locked")
     map_anon_folio_pmd(folio, pmd, vmf.pmd_slot, vma, vmf.address & m.geometry.pmd_mask)
     pmd.ptl.unlock()
@@ -242,8 +248,10 @@ def unmap_huge_pmd_locked(vma: VmAreaStruct, addr: int, pmd: PageTable, slot: in
     return True
 
 
-def change_huge_pmd(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, newprot: int) -> bool:
-    """mprotect: give the entry the permission bits ``newprot``. False: it is no huge page any more.
+def change_huge_pmd(
+    vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, newprot: int, cp_flags: int
+) -> bool:
+    """mprotect: give the entry the permission bits ``newprot`` (MM_CP_*). False: it is no huge page any more.
 
     One that is exclusively ours may become writable at once. The caller flushes.
     """
@@ -251,9 +259,10 @@ def change_huge_pmd(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, new
     if not entry:
         return False
     m = vma.vm_mm.machine
-    entry = entry & ~PROT_BITS | newprot
-    if vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE and entry & USER:
-        if m.phys.frames[entry >> PFN_SHIFT].anon_exclusive & 1:
+    entry = mprotect.change_uffd_wp(entry & ~PROT_BITS | newprot, cp_flags)
+    if cp_flags & mprotect.MM_CP_TRY_CHANGE_WRITABLE and entry & USER:
+        exclusive = m.phys.frames[entry >> PFN_SHIFT].anon_exclusive & 1
+        if exclusive and not userfaultfd_k.userfaultfd_pte_wp(vma, entry):
             entry |= RW
     pmd.set(slot, entry)
     m.sched.point("mprotect.pmd_changed")
@@ -284,6 +293,8 @@ def move_huge_pmd(
         new_table.ptl.lock()
     old_table.set(old_slot, 0)
     m.sched.point("mremap.pmd_cleared")
+    if userfaultfd_k.vma_has_uffd_without_event_remap(vma):
+        entry &= ~UFFD_WP
     new_table.set(new_slot, entry)
     m.flush_tlb_range(vma.vm_mm, old_addr, old_addr + m.geometry.pmd_size)
     if new_table is not old_table:
@@ -318,6 +329,8 @@ def copy_huge_pmd(
     entry &= ~RW
     src_pmd.set(slot, entry)
     m.sched.point("fork.pmd_write_protected")
+    if not userfaultfd_k.userfaultfd_wp(dst_vma):
+        entry &= ~UFFD_WP
     dst_pmd.set(slot, entry & ~ACCESSED)
     m.sched.point("fork.pmd_copied")
     src_pmd.ptl.unlock()

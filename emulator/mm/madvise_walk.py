@@ -20,6 +20,7 @@ from emulator.hw.pte import (
     SOFTLEAF_MARKER,
     SPECIAL,
     is_guard,
+    is_poison_marker,
     is_swap,
     mk_softleaf,
     pte_pfn,
@@ -259,6 +260,8 @@ class Free(ColdOrPageout):
         if is_swap(entry):
             table.set(slot, 0)
             swap_state.swap_put_entries_direct(self.area.vm_mm.machine, softleaf_value(entry))
+        elif is_poison_marker(entry):
+            table.set(slot, 0)
 
 
 # ---- guard regions

@@ -12,9 +12,10 @@ from typing import Final
 from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE
 from emulator.hw.pgtable import PageTable
-from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, mk_pte
+from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, UFFD_WP, mk_pte
 from emulator.mm import (
     filemap,
+    fs_userfaultfd,
     huge_memory,
     memory_swap,
     memory_wp,
@@ -23,6 +24,7 @@ from emulator.mm import (
     rmap,
     rmap_counts,
     swap,
+    userfaultfd_k,
     vma_exec,
 )
 from emulator.mm import vma as vma_ops
@@ -39,7 +41,8 @@ VM_FAULT_SIGSEGV: Final = 4
 VM_FAULT_RETRY: Final = 8  # a migration entry: drop mmap_lock, then migration_entry_wait (see also ALLOW_RETRY)
 VM_FAULT_FALLBACK: Final = 16  # internal: no huge page, go on with small ones
 VM_FAULT_NOPAGE: Final = 32  # internal: somebody else was faster, the access is tried again
-_PUBLIC: Final = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV | VM_FAULT_RETRY
+VM_FAULT_HWPOISON: Final = 64  # the page is lost
+_PUBLIC: Final = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV | VM_FAULT_RETRY | VM_FAULT_HWPOISON
 
 
 class VmFault:
@@ -139,8 +142,13 @@ def do_anonymous_page(vmf: VmFault) -> int:
     if result:
         return result
     prot = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED
+    if vmf.orig_pte and userfaultfd_k.userfaultfd_wp(vma):
+        prot |= UFFD_WP  # a marker: the page is protected before it is there
     if not vmf.flags & FAULT_FLAG_WRITE:
         if pte_lock_same(vmf):
+            if userfaultfd_k.userfaultfd_missing(vma):
+                vmf.table.ptl.unlock()
+                return fs_userfaultfd.handle_userfault(vmf)
             vmf.table.set(vmf.slot, mk_pte(m.phys.zero_folio.pfn, prot | SPECIAL))
             vmf.table.ptl.unlock()
         return 0
@@ -152,8 +160,12 @@ def do_anonymous_page(vmf: VmFault) -> int:
     if not pte_lock_same(vmf):
         swap.folio_put(m, folio)
         return 0
+    if userfaultfd_k.userfaultfd_missing(vma):
+        vmf.table.ptl.unlock()
+        swap.folio_put(m, folio)
+        return fs_userfaultfd.handle_userfault(vmf)
     rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
-    prot |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+    prot |= DIRTY | (RW if vma.vm_flags & VM_WRITE and not prot & UFFD_WP else 0)
     vmf.table.set(vmf.slot, mk_pte(folio.pfn, prot))
     vmf.table.ptl.unlock()
     return 0
@@ -222,6 +234,11 @@ def do_fault(vmf: VmFault) -> int:
     return result
 
 
+def do_pte_missing(vmf: VmFault) -> int:
+    """Nothing is mapped there, a marker of userfaultfd at most."""
+    return do_anonymous_page(vmf) if vmf.vma.vm_ops is None else do_fault(vmf)
+
+
 # ---- the way down
 
 
@@ -237,7 +254,7 @@ def handle_pte_fault(vmf: VmFault) -> int:
     else:
         orig = 0
     if not orig:
-        return do_anonymous_page(vmf) if vmf.vma.vm_ops is None else do_fault(vmf)
+        return do_pte_missing(vmf)
     if not orig & PRESENT:
         return memory_swap.do_swap_page(vmf)
     if not pte_lock_same(vmf):
@@ -301,6 +318,8 @@ def handle_mm_fault(vma: VmAreaStruct, address: int, flags: int) -> int:
 def handle_huge_pmd(vmf: VmFault, entry: int) -> int:
     """A huge page is mapped by ``entry``. VM_FAULT_FALLBACK: no longer, go on with PTEs."""
     if entry & (PRESENT | RW) == PRESENT and vmf.flags & (FAULT_FLAG_WRITE | FAULT_FLAG_UNSHARE):
+        if vmf.flags & FAULT_FLAG_WRITE and userfaultfd_k.userfaultfd_pte_wp(vmf.vma, entry):
+            return fs_userfaultfd.handle_userfault(vmf)
         return huge_memory.do_huge_pmd_wp_page(vmf, entry)
     huge_memory.huge_pmd_set_accessed(vmf, entry)
     return 0

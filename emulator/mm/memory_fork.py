@@ -13,6 +13,7 @@ from emulator.hw.pte import (
     FLAGS_MASK,
     MARKER_GUARD,
     MARKER_POISON,
+    MARKER_UFFD_WP,
     PRESENT,
     RW,
     SOFTLEAF_MARKER,
@@ -26,12 +27,21 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import huge_memory, memory, pagewalk, pgtable_generic, rmap_counts, swap
+from emulator.mm import huge_memory, memory, pagewalk, pgtable_generic, rmap_counts, swap, userfaultfd_k
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_MAYBE_GUARD, VM_MIXEDMAP, VM_PFNMAP, VM_SHARED, VM_WRITE, Folio, VmAreaStruct
+from emulator.mm_types import (
+    VM_MAYBE_GUARD,
+    VM_MIXEDMAP,
+    VM_PFNMAP,
+    VM_SHARED,
+    VM_UFFD_WP,
+    VM_WRITE,
+    Folio,
+    VmAreaStruct,
+)
 from emulator.uapi import EAGAIN, ENOMEM
 
-VM_COPY_ON_FORK = VM_PFNMAP | VM_MIXEDMAP | VM_MAYBE_GUARD
+VM_COPY_ON_FORK = VM_PFNMAP | VM_MIXEDMAP | VM_UFFD_WP | VM_MAYBE_GUARD
 
 _KIND_BITS = 7 << 3  # of a softleaf
 
@@ -39,7 +49,7 @@ _KIND_BITS = 7 << 3  # of a softleaf
 class PteCopy:
     """A copy of entries of one table to another under way; both tables are locked."""
 
-    __slots__ = ("cow", "dst", "dst_vma", "prealloc", "src", "src_vma")
+    __slots__ = ("cow", "dropped", "dst", "dst_vma", "prealloc", "src", "src_vma")
 
     def __init__(self, dst_vma: VmAreaStruct, src_vma: VmAreaStruct, dst: PageTable, src: PageTable) -> None:
         self.dst_vma = dst_vma
@@ -47,6 +57,7 @@ class PteCopy:
         self.dst = dst
         self.src = src
         self.cow = memory.is_cow_mapping(src_vma.vm_flags)
+        self.dropped = 0 if userfaultfd_k.userfaultfd_wp(dst_vma) else UFFD_WP  # what the child does not get
         self.prealloc: Folio | None = None  # for a page that has to be copied at once
 
 
@@ -54,7 +65,8 @@ def copy_nonpresent_pte(copy: PteCopy, slot: int, pte: int) -> None:
     """Swap: one more user of the slot. Migration: both read-only. Neither is exclusive from now on."""
     kind = softleaf_type(pte)
     if kind == SOFTLEAF_MARKER:
-        marker = softleaf_value(pte) & (MARKER_GUARD | MARKER_POISON)
+        kept = MARKER_GUARD | MARKER_POISON | (0 if copy.dropped else MARKER_UFFD_WP)
+        marker = softleaf_value(pte) & kept
         if marker:
             copy.dst.set(slot, mk_softleaf(SOFTLEAF_MARKER, marker))
         return
@@ -66,10 +78,10 @@ def copy_nonpresent_pte(copy: PteCopy, slot: int, pte: int) -> None:
     elif is_migration(pte) and kind != SOFTLEAF_MIGRATION_READ and copy.cow:
         pte = mk_softleaf(SOFTLEAF_MIGRATION_READ, softleaf_value(pte), pte & FLAGS_MASK & ~_KIND_BITS)
         copy.src.set(slot, pte)
-    copy.dst.set(slot, pte & ~UFFD_WP)
+    copy.dst.set(slot, pte & ~copy.dropped)
 
 
-def copy_present_page(copy: PteCopy, slot: int, addr: int, folio: Folio, page: int) -> int:
+def copy_present_page(copy: PteCopy, slot: int, addr: int, pte: int, folio: Folio, page: int) -> int:
     """The child gets its own copy of a page that may be pinned. -EAGAIN: a folio must be allocated first."""
     new = copy.prealloc
     if new is None:
@@ -78,7 +90,11 @@ def copy_present_page(copy: PteCopy, slot: int, addr: int, folio: Folio, page: i
     vma = copy.dst_vma
     new.content[0] = dict(folio.content[page])
     rmap_counts.folio_add_new_anon_rmap(new, vma, addr, True)
-    flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+    flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | DIRTY
+    if userfaultfd_k.userfaultfd_pte_wp(vma, pte):
+        flags |= UFFD_WP
+    elif vma.vm_flags & VM_WRITE:
+        flags |= RW
     copy.dst.set(slot, mk_pte(new.pfn, flags))
     vma.vm_mm.machine.sched.point("fork.page_copied")
     return 0
@@ -95,7 +111,7 @@ def copy_present_pte(copy: PteCopy, slot: int, addr: int, pte: int) -> int:
             rmap_counts.folio_dup_file_rmap_pte(folio, page, copy.dst_vma)
         elif rmap_counts.folio_try_dup_anon_rmap_pte(folio, page, copy.dst_vma, copy.src_vma):
             swap.folio_put(m, folio)
-            return copy_present_page(copy, slot, addr, folio, page)
+            return copy_present_page(copy, slot, addr, pte, folio, page)
         m.sched.point("fork.pte_shared")
     if copy.cow and pte & RW:
         pte &= ~RW
@@ -103,7 +119,7 @@ def copy_present_pte(copy: PteCopy, slot: int, addr: int, pte: int) -> int:
         m.sched.point("fork.pte_write_protected")
     if copy.src_vma.vm_flags & VM_SHARED:
         pte &= ~DIRTY
-    copy.dst.set(slot, pte & ~(ACCESSED | UFFD_WP))
+    copy.dst.set(slot, pte & ~(ACCESSED | copy.dropped))
     return 0
 
 

@@ -12,6 +12,7 @@ from emulator.hw.pte import (
     ACCESSED,
     DIRTY,
     MARKER_GUARD,
+    MARKER_POISON,
     MARKER_UFFD_WP,
     PFN_SHIFT,
     RW,
@@ -25,19 +26,23 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import memory, memory_wp, rmap_counts, swap, swap_state
+from emulator.mm import memory, memory_wp, rmap_counts, swap, swap_state, userfaultfd_k
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_LOCKED, VM_WRITE, Folio
 
 
 def handle_pte_marker(vmf: memory.VmFault) -> int:
-    """Guard regions are fatal, poison is a bus error, a left-over userfaultfd marker is cleared."""
+    """Poison and guard regions are fatal; write protection by userfaultfd is not: the page is just not there."""
     marker = softleaf_value(vmf.orig_pte)
+    if marker & MARKER_POISON:
+        return memory.VM_FAULT_HWPOISON
     if marker & MARKER_GUARD:
         return memory.VM_FAULT_SIGSEGV
     if marker != MARKER_UFFD_WP:
         return memory.VM_FAULT_SIGBUS
-    if memory.pte_lock_same(vmf):
+    if userfaultfd_k.userfaultfd_wp(vmf.vma):
+        return memory.do_pte_missing(vmf)
+    if memory.pte_lock_same(vmf):  # left over: the next fault finds nothing
         vmf.table.set(vmf.slot, 0)
         vmf.table.ptl.unlock()
     return 0
@@ -93,7 +98,7 @@ def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
         swap_state.folio_free_swap(m, folio)
     flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | orig & (SOFT_DIRTY | UFFD_WP)
     exclusive = exclusive or folio.refcount == 1
-    if exclusive and vma.vm_flags & VM_WRITE:
+    if exclusive and vma.vm_flags & VM_WRITE and not userfaultfd_k.userfaultfd_pte_wp(vma, flags):
         flags |= RW
         if vmf.flags & memory.FAULT_FLAG_WRITE:
             flags |= DIRTY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emulator.geometry import PAGE_SIZE
 from emulator.hw.pte import ACCESSED, DIRTY, RW, SOFT_DIRTY, UFFD_WP, mk_pte
-from emulator.mm import memory, rmap, rmap_counts, swap, swap_state
+from emulator.mm import fs_userfaultfd, memory, rmap, rmap_counts, swap, swap_state, userfaultfd_k
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_MAYSHARE, VM_SHARED, VM_WRITE, Folio, VmAreaStruct
 
@@ -88,6 +88,13 @@ def wp_page_copy(vmf: memory.VmFault, old: Folio | None, page: int) -> int:
 def do_wp_page(vmf: memory.VmFault) -> int:
     """A write (or UNSHARE) fault on a present page that is not writable. The table is locked; unlocks it."""
     vma = vmf.vma
+    if vmf.flags & memory.FAULT_FLAG_WRITE and userfaultfd_k.userfaultfd_wp(vma):
+        if vmf.orig_pte & UFFD_WP:
+            vmf.table.ptl.unlock()
+            return fs_userfaultfd.handle_userfault(vmf)
+        if vma.vm_mm.tlb_flush_pending:
+            # write-protected under the lock for reading: another CPU may still write to what is copied now
+            vmf.m.flush_tlb_range(vma.vm_mm, vmf.address, vmf.address + PAGE_SIZE)
     folio = memory.vm_normal_folio(vma, vmf.address, vmf.orig_pte)
     if vma.vm_flags & (VM_SHARED | VM_MAYSHARE):
         if folio is not None:

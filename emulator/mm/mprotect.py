@@ -1,23 +1,29 @@
-"""Changing permissions (mm/mprotect.c)."""
+"""Changing permissions (mm/mprotect.c), of userfaultfd's write protection too."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import (
     FLAGS_MASK,
+    MARKER_UFFD_WP,
     PRESENT,
     PROT_BITS,
     RW,
+    SOFTLEAF_MARKER,
     SOFTLEAF_MIGRATION_READ,
     SOFTLEAF_MIGRATION_READ_EXCLUSIVE,
     SOFTLEAF_MIGRATION_WRITE,
+    UFFD_WP,
     USER,
+    is_uffd_wp_marker,
     mk_softleaf,
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import gup_populate, huge_memory, memory, mmap, pgtable_generic, vma
+from emulator.mm import gup_populate, huge_memory, memory, mmap, pgtable_generic, userfaultfd_k, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -44,65 +50,106 @@ from emulator.uapi import (
     PROT_WRITE,
 )
 
+# Why entries change, and what they may become (include/linux/mm.h)
+MM_CP_TRY_CHANGE_WRITABLE: Final = 1  # what is exclusively ours may become writable at once
+MM_CP_UFFD_WP: Final = 4
+MM_CP_UFFD_WP_RESOLVE: Final = 8
 
-def change_pte(area: VmAreaStruct, addr: int, pte: int, prot: int) -> int:
-    """The entry with the VMA's new permissions. A page that is exclusively ours may become writable at once."""
+
+def can_change_pte_writable(area: VmAreaStruct, addr: int, pte: int) -> bool:
+    """May a private page be written without a fault: ours alone, and nobody wants to know?"""
+    if not pte & USER or userfaultfd_k.userfaultfd_pte_wp(area, pte):
+        return False
+    folio = memory.vm_normal_folio(area, addr, pte)
+    return folio is not None and folio.anon and bool(folio.anon_exclusive >> memory.page_of(folio, pte) & 1)
+
+
+def change_uffd_wp(pte: int, cp_flags: int) -> int:
+    """An entry that is not empty, protected or not as ``cp_flags`` say."""
+    if cp_flags & MM_CP_UFFD_WP:
+        return pte & ~RW | UFFD_WP if pte & PRESENT else pte | UFFD_WP
+    return pte & ~UFFD_WP if cp_flags & MM_CP_UFFD_WP_RESOLVE else pte
+
+
+def change_pte(area: VmAreaStruct, addr: int, pte: int, prot: int, cp_flags: int) -> int:
+    """A present entry, or a swap or migration entry, with the VMA's permissions and other protection."""
     if pte & PRESENT:
-        pte = pte & ~PROT_BITS | prot
-        if area.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE and pte & USER:
-            folio = memory.vm_normal_folio(area, addr, pte)
-            if folio is not None and folio.anon:
-                page = memory.page_of(folio, pte)
-                if folio.anon_exclusive >> page & 1:
-                    pte |= RW
+        pte = change_uffd_wp(pte & ~PROT_BITS | prot, cp_flags)
+        if cp_flags & MM_CP_TRY_CHANGE_WRITABLE and can_change_pte_writable(area, addr, pte):
+            pte |= RW
         return pte
     if softleaf_type(pte) == SOFTLEAF_MIGRATION_WRITE:
         # write faults must come back: a page that was writable is exclusive if it is anonymous
         folio = area.vm_mm.machine.phys.frames[softleaf_value(pte)]
         kind = SOFTLEAF_MIGRATION_READ_EXCLUSIVE if folio.anon else SOFTLEAF_MIGRATION_READ
         flags = pte & FLAGS_MASK & ~(7 << 3)
-        return mk_softleaf(kind, softleaf_value(pte), flags)
-    return pte
+        pte = mk_softleaf(kind, softleaf_value(pte), flags)
+    return change_uffd_wp(pte, cp_flags)
 
 
-def change_pte_range(area: VmAreaStruct, table: PageTable, start: int, end: int, prot: int) -> None:
+def change_entry(area: VmAreaStruct, addr: int, pte: int, prot: int, cp_flags: int) -> int:
+    """What becomes of any entry: empty ones and markers matter to userfaultfd only."""
+    if not pte:
+        if cp_flags & MM_CP_UFFD_WP and userfaultfd_k.userfaultfd_wp_use_markers(area):
+            return mk_softleaf(SOFTLEAF_MARKER, MARKER_UFFD_WP)
+        return 0
+    if softleaf_type(pte) == SOFTLEAF_MARKER:
+        return 0 if cp_flags & MM_CP_UFFD_WP_RESOLVE and is_uffd_wp_marker(pte) else pte
+    return change_pte(area, addr, pte, prot, cp_flags)
+
+
+def change_pte_range(
+    area: VmAreaStruct, table: PageTable, start: int, end: int, prot: int, cp_flags: int
+) -> None:
     """The entries of one PTE table."""
     mm = area.vm_mm
     table.ptl.lock()
     slot = pgtable_generic.slot_of(mm, start, LEVEL_PTE)
     for addr in range(start, end, PAGE_SIZE):
-        pte = table.entries.get(slot, 0)
-        if pte:
-            assert isinstance(pte, int)
-            new = change_pte(area, addr, pte, prot)
-            if new != pte:
-                table.set(slot, new)
-                mm.machine.sched.point("mprotect.pte_changed")
+        pte: int = table.entries.get(slot, 0)  # type: ignore[assignment]
+        new = change_entry(area, addr, pte, prot, cp_flags)
+        if new != pte:
+            table.set(slot, new)
+            mm.machine.sched.point("mprotect.pte_changed")
         slot += 1
     table.ptl.unlock()
 
 
-def change_protection(area: VmAreaStruct, start: int, end: int) -> None:
-    """Give the entries of [start, end) the permissions that the VMA has now, and flush."""
+def change_protection(area: VmAreaStruct, start: int, end: int, cp_flags: int) -> int:
+    """Give the entries of [start, end) the permissions that the VMA has now, and flush. MM_CP_*.
+
+    Marking empty entries as protected needs page tables: 0 or -ENOMEM, which leaves the rest as it was.
+    """
     mm = area.vm_mm
     g = mm.machine.geometry
     prot = vma.vm_page_prot(area.vm_flags)
+    populate = cp_flags & MM_CP_UFFD_WP and userfaultfd_k.userfaultfd_wp_use_markers(area)
+    mm.tlb_flush_pending += 1
+    error = 0
     addr = start
     while addr < end:
         stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
-        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
         slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
+        if populate and pgtable_generic.alloc_table(mm, addr, LEVEL_PTE) is None:
+            pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
+            if pmd is None or not pmd.get(slot):
+                error = -ENOMEM
+                break
+        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
         entry = pmd.get(slot) if pmd is not None else 0
         if pmd is not None and isinstance(entry, int) and entry:
             if stop - addr == g.pmd_size:
-                huge_memory.change_huge_pmd(area, pmd, slot, addr, prot)
+                huge_memory.change_huge_pmd(area, pmd, slot, addr, prot, cp_flags)
             else:
                 huge_memory.split_huge_pmd(area, pmd, slot, addr)
             entry = pmd.get(slot)  # a table by now, if it was split, perhaps by somebody else
         if isinstance(entry, PageTable):
-            change_pte_range(area, entry, addr, stop, prot)
+            change_pte_range(area, entry, addr, stop, prot, cp_flags)
         addr = stop
+    mm.machine.sched.point("mprotect.before_flush")
     mm.machine.flush_tlb_range(mm, start, end)
+    mm.tlb_flush_pending -= 1
+    return error
 
 
 def mprotect_fixup(
@@ -134,7 +181,8 @@ def mprotect_fixup(
         m.committed -= charged
         return changed
     changed.vm_flags = newflags | changed.vm_flags & m.profile.vm_ignore_merge
-    change_protection(changed, start, end)
+    upgrade = changed.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    change_protection(changed, start, end, MM_CP_TRY_CHANGE_WRITABLE if upgrade else 0)
     if oldflags & VM_ACCOUNT and not newflags & VM_ACCOUNT:
         m.committed -= pages
     if oldflags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and newflags & VM_WRITE:

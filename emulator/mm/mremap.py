@@ -6,7 +6,7 @@ The page-table half of mm/mremap.c stands in ``mremap_tables.py``.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, mmap, mremap_tables, munmap, rmap, vma
+from emulator.mm import fs_userfaultfd, gup_populate, mmap, mremap_tables, munmap, rmap, userfaultfd_k, vma
 from emulator.mm_types import (
     VM_ACCOUNT,
     VM_DONTEXPAND,
@@ -239,6 +239,9 @@ def move_vma(vrm: VmaRemapStruct) -> int:
     error, new = copy_vma_and_data(vrm)
     if new is None:
         return error
+    if not error:
+        # in Linux the last thing that copy_vma_and_data does, which designs replace
+        fs_userfaultfd.mremap_userfaultfd_prep(new)
     vrm_stat_account(vrm, vrm.new_len)
     if not error and vrm.flags & MREMAP_DONTUNMAP:
         dontunmap_complete(vrm, new)
@@ -398,7 +401,7 @@ def check_new_addr(vrm: VmaRemapStruct) -> int:
 
 def vma_multi_allowed(source: VmAreaStruct) -> bool:
     """May it be one of several VMAs that move in one call? (Our files all obey MREMAP_FIXED.)"""
-    return source.uffd_ctx is None
+    return not userfaultfd_k.userfaultfd_armed(source)
 
 
 def remap_move(vrm: VmaRemapStruct) -> int:

@@ -1,15 +1,15 @@
 """Moving page tables for mremap: the page-table half of mm/mremap.c.
 
 Data, exclusive bits, swap entries, mapcounts and folio index never change in a move; the rmap stays right because
-the destination VMA keeps the page offset.
+the destination VMA keeps the page offset. Write protection by userfaultfd does not move along, but with EVENT_REMAP.
 """
 
 from __future__ import annotations
 
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
-from emulator.hw.pte import PRESENT
-from emulator.mm import huge_memory, pgtable_generic, rmap
+from emulator.hw.pte import PRESENT, UFFD_WP, is_uffd_wp_marker
+from emulator.mm import huge_memory, pgtable_generic, rmap, userfaultfd_k
 from emulator.mm_types import MmStruct, VmAreaStruct
 
 
@@ -104,6 +104,7 @@ def move_ptes(pmc: PagetableMoveControl, extent: int, old_table: PageTable, new_
         new_table.ptl.lock()
     old_slot = pgtable_generic.slot_of(mm, pmc.old_addr, LEVEL_PTE)
     new_slot = pgtable_generic.slot_of(mm, pmc.new_addr, LEVEL_PTE)
+    need_clear_uffd_wp = userfaultfd_k.vma_has_uffd_without_event_remap(vma)
     flush = False
     for i in range(extent >> PAGE_SHIFT):
         pte = old_table.entries.get(old_slot + i, 0)
@@ -114,6 +115,8 @@ def move_ptes(pmc: PagetableMoveControl, extent: int, old_table: PageTable, new_
             flush = True
         old_table.set(old_slot + i, 0)
         m.sched.point("mremap.pte_cleared")
+        if need_clear_uffd_wp:
+            pte = 0 if is_uffd_wp_marker(pte) else pte & ~UFFD_WP
         new_table.set(new_slot + i, pte)
         m.sched.point("mremap.pte_moved")
     if flush:
@@ -126,12 +129,22 @@ def move_ptes(pmc: PagetableMoveControl, extent: int, old_table: PageTable, new_
     m.sched.point("mremap.after_ptes")
 
 
+def uffd_supports_page_table_move(pmc: PagetableMoveControl) -> bool:
+    """May whole tables move? Not where every entry has to be looked at, nor on the way back of such a move."""
+    return not (
+        userfaultfd_k.vma_has_uffd_without_event_remap(pmc.old)
+        or userfaultfd_k.vma_has_uffd_without_event_remap(pmc.new)
+    )
+
+
 def move_normal_table(
     pmc: PagetableMoveControl, level: int, old_table: PageTable, new_table: PageTable
 ) -> bool:
     """Move one whole lower table (move_normal_pmd, move_normal_pud); no when the destination is in use."""
     mm = pmc.old.vm_mm
     m = mm.machine
+    if not uffd_supports_page_table_move(pmc):
+        return False
     old_slot = pgtable_generic.slot_of(mm, pmc.old_addr, level)
     new_slot = pgtable_generic.slot_of(mm, pmc.new_addr, level)
     if new_table.get(new_slot) != 0:

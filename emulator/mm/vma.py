@@ -16,10 +16,12 @@ from emulator.mm_types import (
     VM_EXEC,
     VM_SHARED,
     VM_SPECIAL,
+    VM_UFFD_WP,
     VM_WRITE,
     AnonVma,
     File,
     MmStruct,
+    UserfaultfdCtx,
     VmAreaStruct,
 )
 from emulator.uapi import EINVAL, ENOMEM
@@ -77,7 +79,7 @@ class VmaMergeStruct:
         self.file: File | None = None
         self.anon_vma: AnonVma | None = None
         self.policy: object = None
-        self.uffd_ctx: object = None
+        self.uffd_ctx: UserfaultfdCtx | None = None
         self.anon_name: str | None = None
         self.just_expand = False  # never merge with next (brk)
         self.give_up_on_oom = False
@@ -126,13 +128,16 @@ def vma_address(vma: VmAreaStruct, pgoff: int, nr: int) -> int | None:
 
 
 def vm_page_prot(vm_flags: int) -> int:
-    """Entry permission bits for a mapping. RW is left out of private ones: the first write must fault."""
+    """Entry permission bits for a mapping. RW is left out of private ones: the first write must fault.
+
+    So must it where userfaultfd wants to know of it.
+    """
     prot = 0
     if vm_flags & VM_ACCESS_FLAGS:
         prot = USER
         if vm_flags & VM_EXEC:
             prot |= EXEC
-        if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
+        if vm_flags & (VM_WRITE | VM_SHARED | VM_UFFD_WP) == VM_WRITE | VM_SHARED:
             prot |= RW
     return prot
 
@@ -559,6 +564,23 @@ def vma_modify_policy(
     """As ``vma_modify_flags``, for another memory policy."""
     vmg = vmg_of_vma(prev, vma, start, end)
     vmg.policy = policy
+    return vma_modify(vmg)
+
+
+def vma_modify_flags_uffd(
+    prev: VmAreaStruct | None,
+    vma: VmAreaStruct,
+    start: int,
+    end: int,
+    vm_flags: int,
+    ctx: UserfaultfdCtx | None,
+    give_up_on_oom: bool,
+) -> VmAreaStruct | int:
+    """As ``vma_modify_flags``, with another userfaultfd context. ``give_up_on_oom``: rather no merge than -ENOMEM."""
+    vmg = vmg_of_vma(prev, vma, start, end)
+    vmg.vm_flags = vm_flags
+    vmg.uffd_ctx = ctx
+    vmg.give_up_on_oom = give_up_on_oom
     return vma_modify(vmg)
 
 

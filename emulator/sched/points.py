@@ -83,6 +83,7 @@ POINTS: Final[dict[str, str]] = {
     # mmap
     "mmap.locked": "mmap_lock is held for writing, nothing done yet",
     # mprotect
+    "mprotect.before_flush": "entries have other permissions, and TLBs are about to be flushed",
     "mprotect.locked": "mmap_lock is held for writing, nothing done yet",
     "mprotect.pmd_changed": "the entry of a huge page has other permissions, not flushed",
     "mprotect.pte_changed": "an entry has other permissions, not flushed",
@@ -131,6 +132,22 @@ POINTS: Final[dict[str, str]] = {
     "thp.pmd_invalidated": "the entry of a huge page is not present any more, and flushed; not replaced yet",
     "thp.pmd_split": "a table of PTEs has taken the place of a huge page's entry",
     "thp.split_begin": "a large folio is to be split; it has no unexpected references, and is still mapped",
+    # userfaultfd
+    "uffd.copied": "a new page has the source's contents, and is not mapped yet",
+    "uffd.fault": "an access meets what a userfaultfd is told of, no page-table lock held",
+    "uffd.file_held": "a call on a userfaultfd holds its file, which may be closed, and no lock",
+    "uffd.folio_allocated": "a page that is to be filled is allocated, under mmap_lock, the source not read",
+    "uffd.locked": "mmap_lock is held, for reading or writing as the call needs, nothing done yet",
+    "uffd.pte_locked": "the entry to fill is empty, under the page-table lock",
+    "uffd.source_missing": "the source of a copy has to be faulted in: mmap_lock is dropped",
+    "uffd_move.entries_read": "the entries of source and destination have been read, no lock held but mmap_lock",
+    "uffd_move.folio_found": "the page to move is referenced, and not locked: somebody else has the lock",
+    "uffd_move.folio_locked": "the page to move is locked and referenced, no page-table lock held",
+    "uffd_move.folio_moved": "a page has the destination's mapping and index, mapped neither there nor here",
+    "uffd_move.ptes_locked": "both page-table locks are held, the entries unchanged",
+    "uffd_move.pte_cleared": "the entry of the page to move is cleared, not flushed; its pins not looked at again",
+    "uffd_move.pte_moved": "an entry is in its new place, the old one not flushed",
+    "uffd_move.swap_folio_found": "the page to move is in the swap cache, referenced, not locked",
     # unmapping for reclaim
     "unmap.page_unmapped": "a swap entry has taken the place of a page (a file's page: nothing has)",
     "unmap.pte_cleared": "an entry is cleared and flushed, the exclusive mark not looked at yet",

@@ -22,6 +22,7 @@ from emulator.workload import (
     PINS_MAX,
     POLICIES,
     PROCS_MAX,
+    UFFD_FEATURES_ALLOWED,
     VMA_NAMES,
     Domain,
     Op,
@@ -79,6 +80,11 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.POLICY: range(len(POLICIES)),
     Domain.PKEY: range(3),
     Domain.SWITCH: range(2),
+    Domain.UFFD_FEATURES: submasks(UFFD_FEATURES_ALLOWED),
+    Domain.UFFD_REGISTER_MODE: range(8),
+    Domain.UFFD_COPY_MODE: range(4),
+    Domain.UFFD_WP_MODE: range(4),
+    Domain.UFFD_MOVE_MODE: range(4),
 }
 
 FLAG_MASKS: Final[dict[Domain, int]] = {
@@ -88,6 +94,11 @@ FLAG_MASKS: Final[dict[Domain, int]] = {
     Domain.GUP_FLAGS: 7,
     Domain.MLOCK2_FLAGS: 3,
     Domain.MCL_FLAGS: 7,
+    Domain.UFFD_FEATURES: UFFD_FEATURES_ALLOWED,
+    Domain.UFFD_REGISTER_MODE: 7,
+    Domain.UFFD_COPY_MODE: 3,
+    Domain.UFFD_WP_MODE: 3,
+    Domain.UFFD_MOVE_MODE: 3,
 }
 
 

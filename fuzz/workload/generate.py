@@ -53,6 +53,9 @@ from emulator.uapi import (
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
+    UFFDIO_COPY_MODE_WP,
+    UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
+    UFFDIO_WRITEPROTECT_MODE_WP,
 )
 from emulator.workload import (
     FILE_PAGES,
@@ -64,13 +67,14 @@ from emulator.workload import (
     OPS,
     POLICIES,
     STEPS_MAX,
+    UFFD_FEATURES_ALLOWED,
     VMA_NAMES,
     Domain,
     Op,
     Step,
     Workload,
 )
-from fuzz.workload.domains import DEFAULT_GEOMETRY, MREMAP_FLAGS_MASK
+from fuzz.workload.domains import DEFAULT_GEOMETRY, MREMAP_FLAGS_MASK, submasks
 from fuzz.workload.places import Places
 from fuzz.workload.recipes import RECIPES, Recipe, expand
 from fuzz.workload.schedules import Schedules
@@ -107,6 +111,15 @@ WEIGHTS: Final[dict[str, int]] = {
     "mbind": 1,
     "pkey_mprotect": 1,
     "remap_file_pages": 1,
+    "userfaultfd": 1,
+    "uffd_close": 1,
+    "uffd_register": 10,
+    "uffd_unregister": 2,
+    "uffd_copy": 5,
+    "uffd_zeropage": 2,
+    "uffd_wp": 6,
+    "uffd_move": 8,
+    "uffd_poison": 1,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -138,6 +151,15 @@ COMPANIONS: Final[dict[str, int]] = {
     "mbind": 1,
     "pkey_mprotect": 1,
     "remap_file_pages": 1,
+    "userfaultfd": 2,
+    "uffd_close": 3,
+    "uffd_register": 2,
+    "uffd_unregister": 2,
+    "uffd_copy": 3,
+    "uffd_zeropage": 2,
+    "uffd_wp": 4,
+    "uffd_move": 5,
+    "uffd_poison": 2,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
 _SELDOM: Final = frozenset(
@@ -162,6 +184,10 @@ _ANY_OF: Final = {
     Domain.OFFSET: OFFSETS_MAX, Domain.FILE_OFFSET: FILE_PAGES + 1, Domain.VMA_NAME: len(VMA_NAMES) + 1,
     Domain.POLICY: len(POLICIES), Domain.PKEY: 2, Domain.SWITCH: 2,
 }  # fmt: skip
+_USERFAULTFD: Final = frozenset(kind for kind in WEIGHTS if kind.startswith(("uffd_", "userfaultfd")))
+_USERFAULTFD_SHARE: Final = 0.15  # of the workloads have any of it, and then all: no call is worth much alone
+_FEATURES_FIRST: Final = 0.6  # of those begin with a userfaultfd that has features
+_REGISTERED: Final = ("uffd_unregister", "uffd_zeropage", "uffd_wp", "uffd_poison")  # where something is registered
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
 _NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
 # How often an op gets company, which makes about one step in five a collision: those that change mappings
@@ -173,6 +199,9 @@ _COLLIDE: Final = {
     "madvise": 0.25,
     "migrate": 0.3,
     "reclaim": 0.3,
+    "uffd_move": 0.4,
+    "uffd_copy": 0.25,
+    "uffd_wp": 0.25,
 }
 _COLLIDE_OTHERS: Final = 0.12
 # A design that rewrites live pages in a move has most to fear from who takes pages without any lock.
@@ -226,8 +255,12 @@ class Generator:
     def _draw_swarm(self) -> Swarm:
         rng = self.rng
         kinds: dict[str, int] = {}
+        userfaultfd = rng.choice((2, 4, 8)) if rng.random() < _USERFAULTFD_SHARE else 0
         for kind, weight in self.weights.items():
-            if kind in _ALWAYS or rng.random() < (0.3 if kind in _SELDOM else 0.75):
+            if kind in _USERFAULTFD:
+                if userfaultfd:
+                    kinds[kind] = weight * userfaultfd
+            elif kind in _ALWAYS or rng.random() < (0.3 if kind in _SELDOM else 0.75):
                 kinds[kind] = weight * rng.choice((1, 2, 2, 2, 4, 8))
         beside = {kind: weight for kind, weight in COMPANIONS.items() if kind in kinds}
         return Swarm(
@@ -248,6 +281,9 @@ class Generator:
         wanted = min(rng.choice(_LENGTHS) if steps is None else steps, STEPS_MAX)
         sketch = Sketch(self.geometry)
         made: list[Step] = []
+        if "userfaultfd" in self.swarm.kinds and rng.random() < _FEATURES_FIRST:
+            features = rng.choice(sorted(submasks(UFFD_FEATURES_ALLOWED)))
+            made.append(Step((Op("userfaultfd", 0, (features,)),)))  # later on there would be one without
         while len(made) < wanted and sketch.labels.living:
             if rng.random() < _RECIPE or not any(sketch.spaces.values()):
                 ops = self.recipe(sketch)
@@ -353,6 +389,8 @@ class Generator:
             return self._mmap(sketch, proc)
         if kind == "mremap":
             return self._mremap(sketch, proc, near)
+        if kind in ("uffd_copy", "uffd_move"):
+            return self._fill(kind, sketch, proc, near)
         if kind == "exit":
             return () if len(sketch.labels.living) > 1 or self.rng.random() < 0.05 else None
         rng = self.rng
@@ -361,6 +399,10 @@ class Generator:
         for _, domain in OPS[kind].args:
             if domain is Domain.LENGTH:
                 pages = self.places.region(sketch, proc, near)
+                if kind in _REGISTERED and rng.random() < 0.9:
+                    pages = self.places.registered(sketch, proc, near)
+                    if pages is None:
+                        return None
                 args[-1] = pages[0]
                 args.append(pages[1])
                 continue
@@ -404,6 +446,12 @@ class Generator:
             return rng.choice((MLOCK_ONFAULT, MLOCK_ONFAULT, MLOCK_ONFAULT, 0, 2))
         if domain is Domain.MCL_FLAGS:
             return rng.choice((MCL_CURRENT, MCL_FUTURE, MCL_CURRENT | MCL_FUTURE, rng.randrange(8)))
+        if domain is Domain.UFFD_FEATURES:
+            return rng.choice((0, *sorted(submasks(UFFD_FEATURES_ALLOWED))))
+        if domain is Domain.UFFD_REGISTER_MODE:
+            return rng.choice((1, 1, 2, 2, 3, 3, rng.randrange(8)))
+        if domain is Domain.UFFD_WP_MODE:
+            return rng.choice((UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_WP, 0, rng.randrange(4)))
         if domain in _ANY_OF:
             return rng.randrange(_ANY_OF[domain])
         labels = sketch.labels
@@ -485,6 +533,21 @@ class Generator:
         if self.extra and flags & MREMAP_MAYMOVE and rng.random() < 0.8:
             flags |= self.extra_flags()
         return start, length, new_length, flags, target
+
+    def _fill(self, kind: str, sketch: Sketch, proc: int, near: range | None) -> tuple[int, ...] | None:
+        """uffd_copy, uffd_move: from where something is to where it is awaited."""
+        rng = self.rng
+        target = self.places.registered(sketch, proc, near)
+        if target is None:
+            if rng.random() < 0.9:
+                return None
+            target = self.places.region(sketch, proc, near)
+        source, length = self.places.region(sketch, proc, near if rng.random() < 0.3 else None)
+        if rng.random() < 0.85:
+            length = max(1, min(length, target[1]))
+        move_modes = (0, 0, 0, UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES, UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES | 1)
+        mode = rng.choice(move_modes if kind == "uffd_move" else (0, 0, 0, UFFDIO_COPY_MODE_WP))
+        return target[0], source, length, mode
 
     def _maybe_fail(self, op: Op) -> Op:
         rng = self.rng

@@ -34,6 +34,8 @@ _KIN: Final = (
     ("gup_fast", "gup_slow"),
     ("munmap", "mlock", "munlock"),
     ("read", "exec", "reclaim", "migrate", "swap_readahead"),
+    ("uffd_zeropage", "uffd_poison", "uffd_unregister"),
+    ("uffd_copy", "uffd_move"),
 )
 _KIN_OF: Final = {kind: group for group in _KIN for kind in group}
 

@@ -127,6 +127,19 @@ class Places:
         end = page + max(length, 1)
         return start, min(end + -end % self.huge, self.arena) - start
 
+    def registered(self, sketch: Sketch, proc: int, near: range | None = None) -> tuple[int, int] | None:
+        """A page and a length in something that is registered with userfaultfd; None if nothing is."""
+        rng = self.rng
+        spans = [span for span in sketch.spaces.get(proc, ()) if span.uffd]
+        if near is not None:
+            spans = [span for span in spans if span.start < near.stop and span.end > near.start] or spans
+        if not spans:
+            return None
+        span = rng.choice(spans)
+        start = span.start if rng.random() < 0.5 else rng.randrange(span.start, span.end)
+        left = span.end - start
+        return start, left if rng.random() < 0.4 else rng.randint(1, left)
+
     def hole(self, sketch: Sketch, proc: int, length: int) -> int:
         """Where to map: against something that is mapped, or in a window."""
         rng = self.rng

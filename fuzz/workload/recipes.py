@@ -204,6 +204,30 @@ _TEXTS: Final[dict[str, str]] = {
         c: madvise addr=H len=h advice=collapse
         c: write addr=H+j at=1
     """,
+    "pages moved to where they are missing": """
+        mmap addr=a len=n prot=rw flags=private|fixed
+        mmap addr=d len=n prot=rw flags=private|fixed
+        write addr=d at=0
+        write addr=d+n-1 at=1
+        uffd_register addr=a len=n mode=missing
+        uffd_move dst=a src=d len=n mode=holes
+    """,
+    "a huge page moved to where it is missing": """
+        mmap addr=H len=h prot=rw flags=private|fixed
+        mmap addr=D len=h prot=rw flags=private|fixed
+        madvise addr=D len=h advice=hugepage
+        write addr=D+j at=0
+        uffd_register addr=H len=h mode=missing
+        uffd_move dst=H src=D len=h mode=none
+    """,
+    "written pages, protected and moved": """
+        mmap addr=a len=n prot=rw flags=private|fixed
+        write addr=a at=0
+        write addr=a+n-1 at=1
+        uffd_register addr=a len=n mode=wp
+        uffd_wp addr=a len=m mode=wp
+        mremap addr=a old_len=n new_len=n flags=maymove|fixed|x new_addr=d
+    """,
     "a whole page table, moved": """
         mmap addr=H len=h prot=rw flags=private|fixed
         write addr=H at=0

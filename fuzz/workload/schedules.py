@@ -50,9 +50,18 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "pkey_mprotect": (("mprotect",), ("merge", "anon_vma", "thp", "rmap")),
     "remap_file_pages": ((), ("mmap", "munmap", "zap", "populate", "merge", "fault", "rmap")),
     "brk": ((), ("munmap", "zap", "populate", "merge", "anon_vma", "rmap")),
+    "userfaultfd": ((), ()),
+    "uffd_close": (("uffd",), ("mprotect", "merge")),
+    "uffd_register": (("uffd",), ("merge",)),
+    "uffd_unregister": (("uffd",), ("mprotect", "merge")),
+    "uffd_copy": (("uffd",), ("anon_vma", "fault", "swapin")),
+    "uffd_zeropage": (("uffd",), ("anon_vma",)),
+    "uffd_wp": (("uffd", "mprotect"), ("thp",)),
+    "uffd_move": (("uffd", "uffd_move"), ("anon_vma", "thp", "rmap")),
+    "uffd_poison": (("uffd",), ("anon_vma",)),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
-_LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate"))
+_LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate", "uffd_move", "uffd_copy"))
 _LONG_FIRST: Final = 0.6
 _DESIGN: Final = 0.7  # of the stops of an mremap are at points that only a design has
 

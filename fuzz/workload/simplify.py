@@ -23,6 +23,7 @@ from fuzz.workload.domains import FLAG_MASKS, OP_DOMAINS, all_ops, map_ops
 # What people expect to read counts as plain: memory that can be used, at the address that the op says.
 _USUAL: Final = {Domain.PROT: PROT_READ | PROT_WRITE, Domain.MAP_FLAGS: MAP_PRIVATE | MAP_FIXED}
 _PLAINER_KIND: Final = dict.fromkeys(("write", "exec", "reclaim", "migrate", "swap_readahead"), "read")
+_TWO_PLACES: Final = ("uffd_copy", "uffd_move")  # (destination, source, length, mode)
 # A length of 0 is an error in most calls: plain only when nothing else does it.
 _EMPTY: Final = 1 << 20
 
@@ -116,6 +117,8 @@ def _ranges(op: Op, domains: tuple[Domain, ...]) -> list[Interval]:
         start, old_len, new_len, _, target = args
         found = [(start, start + old_len), (start, start + new_len)]
         return [*found, (target, target + new_len)] if _has_target(op) else found
+    if op.kind in _TWO_PLACES:
+        return [(args[0], args[0] + args[2]), (args[1], args[1] + args[2])]
     if len(domains) > 1 and domains[0] is Domain.PAGE and domains[1] is Domain.LENGTH:
         return [(args[0], args[0] + args[1])]
     return [(value, value + 1) for value, domain in zip(args, domains, strict=True) if domain is Domain.PAGE]
@@ -148,6 +151,9 @@ def cut_pages(workload: Workload, low: int, high: int) -> Workload:
                 args[2] = place(target + new_len) - args[4]
             else:
                 args[2] = place(start + new_len) - args[0]
+        elif op.kind in _TWO_PLACES:
+            args[0], args[1] = place(op.args[0]), place(op.args[1])
+            args[2] = place(op.args[1] + op.args[2]) - args[1]
         elif len(domains) > 1 and domains[0] is Domain.PAGE and domains[1] is Domain.LENGTH:
             args[0] = place(op.args[0])
             args[1] = place(op.args[0] + op.args[1]) - args[0]
@@ -185,6 +191,7 @@ def _follow_moves(workload: Workload, low: int, high: int) -> list[Interval]:
         for op in all_ops(workload)
         if op.kind == "mremap" and _has_target(op)
     ]
+    moves += [(op.args[1], op.args[0], op.args[2]) for op in all_ops(workload) if op.kind in _TWO_PLACES]
     found: list[Interval] = []
     todo = [(low, high)]
     while todo and len(found) < 64:

@@ -30,7 +30,7 @@ TOUCHED_MAX = 16
 class Span:
     """Pages [start, end) that were mapped together; ``home`` is where ``start`` was when it was mapped."""
 
-    __slots__ = ("end", "faulted", "file", "home", "huge", "prot", "start")
+    __slots__ = ("end", "faulted", "file", "home", "huge", "prot", "start", "uffd")
 
     def __init__(
         self, start: int, end: int, home: int, prot: int, file: int, *, faulted: bool, huge: bool
@@ -42,16 +42,19 @@ class Span:
         self.file = file
         self.faulted = faulted  # something wrote to it
         self.huge = huge  # MADV_HUGEPAGE
+        self.uffd = 0  # registered with userfaultfd: UFFDIO_REGISTER_MODE_*
 
     def __repr__(self) -> str:
         return f"Span({self.start}..{self.end} home {self.home}{' faulted' if self.faulted else ''})"
 
     def part(self, start: int, end: int) -> Span:
         """A copy of the pages [start, end) of it."""
-        return self.at(start, end, self.home + start - self.start)
+        part = self.at(start, end, self.home + start - self.start)
+        part.uffd = self.uffd
+        return part
 
     def at(self, start: int, end: int, home: int) -> Span:
-        """A span like it in another place."""
+        """A span like it in another place, where it is not registered."""
         return Span(start, end, home, self.prot, self.file, faulted=self.faulted, huge=self.huge)
 
 
@@ -114,9 +117,23 @@ class Sketch:
             self._follow_madvise(spans, args)
         elif kind == "brk":
             self._follow_brk(op.proc, spans, args[0])
+        elif kind == "uffd_register":
+            for span in self._isolate(spans, args[0], args[0] + args[1]):
+                span.uffd = 0 if span.file else args[2]
+        elif kind == "uffd_unregister":
+            for span in self._isolate(spans, args[0], args[0] + args[1]):
+                span.uffd = 0
+        elif kind == "uffd_close":
+            for span in spans:
+                span.uffd = 0
+        elif kind in ("uffd_copy", "uffd_move"):
+            span_there = self.span_at(op.proc, args[0])
+            if span_there is not None and span_there.uffd:
+                span_there.faulted = True
+                self._touch(op.proc, args[0])
         elif kind == "fork":
             self.heaps[args[0]] = self.heaps.get(op.proc, self.geometry.heap_page)
-            self.spaces[args[0]] = [span.part(span.start, span.end) for span in spans]
+            self.spaces[args[0]] = [span.at(span.start, span.end, span.home) for span in spans]
             self.touched[args[0]] = list(self.touched[op.proc])
         elif kind == "exit":
             del self.spaces[op.proc]

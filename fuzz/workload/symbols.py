@@ -45,6 +45,28 @@ _FLAGS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("future", uapi.MCL_FUTURE),
         ("onfault", uapi.MCL_ONFAULT),
     ),
+    Domain.UFFD_FEATURES: (
+        ("event_fork", uapi.UFFD_FEATURE_EVENT_FORK),
+        ("event_remap", uapi.UFFD_FEATURE_EVENT_REMAP),
+        ("wp_unpopulated", uapi.UFFD_FEATURE_WP_UNPOPULATED),
+    ),
+    Domain.UFFD_REGISTER_MODE: (
+        ("missing", uapi.UFFDIO_REGISTER_MODE_MISSING),
+        ("wp", uapi.UFFDIO_REGISTER_MODE_WP),
+        ("minor", uapi.UFFDIO_REGISTER_MODE_MINOR),
+    ),
+    Domain.UFFD_COPY_MODE: (
+        ("dontwake", uapi.UFFDIO_COPY_MODE_DONTWAKE),
+        ("wp", uapi.UFFDIO_COPY_MODE_WP),
+    ),
+    Domain.UFFD_WP_MODE: (
+        ("wp", uapi.UFFDIO_WRITEPROTECT_MODE_WP),
+        ("dontwake", uapi.UFFDIO_WRITEPROTECT_MODE_DONTWAKE),
+    ),
+    Domain.UFFD_MOVE_MODE: (
+        ("dontwake", uapi.UFFDIO_MOVE_MODE_DONTWAKE),
+        ("holes", uapi.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES),
+    ),
 }
 
 _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {

@@ -12,17 +12,18 @@ from emulator.geometry import GEOMETRIES
 from emulator.sched.points import POINTS
 from emulator.uapi import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
 from emulator.workload import COLLISION_OPS_MAX, OPS, STEPS_MAX, Op, Step, Workload
+from fuzz.workload import generate
 from fuzz.workload.domains import ANY, END, all_ops
 from fuzz.workload.generate import COMPANIONS, WEIGHTS, Generator
 from fuzz.workload.recipes import RECIPES, Recipe, expand
 from fuzz.workload.repair import is_valid
 from fuzz.workload.schedules import AREAS, Schedules, way_of
-from fuzz.workload.sketch import Sketch
+from fuzz.workload.sketch import Sketch, Span
 from fuzz.workload.text import from_text
 from fuzz.workload.wire import encode
 from tests.fuzz.strategies import SAMPLE_POINTS, generated, geometries, quick, seeds
 
-MANY = [generated(seed) for seed in range(400)]
+MANY = [generated(seed) for seed in range(800)]
 RELOCATE = MREMAP_RELOCATE_ANON
 
 
@@ -274,3 +275,43 @@ def test_sketch() -> None:
     assert spans_after(base + "mremap addr=4 old_len=4 new_len=1 flags=none\n") == [
         "Span(4..5 home 4 faulted)"
     ]
+
+
+def test_userfaultfd_meets_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few workloads have any of it; there most calls are about memory that is registered, and pages to fill it with."""
+    users = [workload for workload in MANY if any("uffd_" in op.kind for op in all_ops(workload))]
+    assert 0.05 < len(users) / len(MANY) < 0.2
+    monkeypatch.setattr(generate, "_USERFAULTFD_SHARE", 1)
+    counts: Counter[str] = Counter()
+    for seed in range(100):
+        for sketch, op in replay(generated(seed)):
+            if op.kind in ("uffd_wp", "uffd_copy", "uffd_move", "uffd_zeropage"):
+                span = sketch.span_at(op.proc, op.args[0])
+                counts["calls"] += 1
+                counts["registered"] += span is not None and span.uffd != 0
+            if op.kind in ("uffd_copy", "uffd_move"):
+                counts["filled"] += 1
+                counts["from something"] += sketch.span_at(op.proc, op.args[1]) is not None
+    assert counts["registered"] > 0.7 * counts["calls"] > 14
+    assert counts["from something"] > 0.6 * counts["filled"] > 8
+
+
+def test_the_sketch_knows_what_is_registered() -> None:
+    """Whole spans or parts of them, until they are moved, unregistered or the userfaultfd is closed; not in a child."""
+    sketch = Sketch("small8")
+    lines = {
+        "mmap addr=0 len=8 prot=rw flags=private|fixed": "0-8:0",
+        "uffd_register addr=2 len=4 mode=missing|wp": "0-2:0 2-6:3 6-8:0",
+        "uffd_unregister addr=4 len=1": "0-2:0 2-4:3 4-5:0 5-6:3 6-8:0",
+        "mremap addr=5 old_len=1 new_len=1 flags=maymove|fixed new_addr=20": "0-2:0 2-4:3 4-5:0 6-8:0 20-21:0",
+        "fork child=1": "0-2:0 2-4:3 4-5:0 6-8:0 20-21:0",
+        "uffd_close": "0-2:0 2-4:0 4-5:0 6-8:0 20-21:0",
+    }
+    for line, shown in lines.items():
+        sketch.add(from_text(f"world small8\n{line}\n").steps[0])
+        assert " ".join(f"{span.start}-{span.end}:{span.uffd}" for span in sorted_spans(sketch)) == shown
+    assert all(not span.uffd for span in sketch.spaces[1])
+
+
+def sorted_spans(sketch: Sketch) -> list[Span]:
+    return sorted(sketch.spaces[0], key=lambda span: span.start)

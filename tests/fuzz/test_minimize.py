@@ -295,6 +295,20 @@ def test_cut_pages_follows_moves() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["uffd_copy", "uffd_move"])
+def test_cut_pages_follows_what_userfaultfd_fills(kind: str) -> None:
+    """The same for the two places of a copy: what is cut out of one is cut out of the other."""
+    workload = from_text(
+        f"world small8\nmmap addr=8 len=6 prot=rw flags=private|fixed\n"
+        f"{kind} dst=40 src=8 len=6 mode=none\nread addr=45\nread addr=60\n"
+    )
+    assert cut_pages(workload, 10, 12) == cut_pages(workload, 42, 44)
+    assert cut_pages(workload, 10, 12) == from_text(
+        f"world small8\nmmap addr=8 len=4 prot=rw flags=private|fixed\n"
+        f"{kind} dst=38 src=8 len=4 mode=none\nread addr=41\nread addr=56\n"
+    )
+
+
 @quick
 @given(seeds)
 def test_simplifications_stay_close(seed: int) -> None:

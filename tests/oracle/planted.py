@@ -18,13 +18,14 @@ from emulator.uapi import EFAULT, EINVAL, MAP_FIXED
 Original = Callable[..., Any]
 
 
-def change_without_flush(original: Original, area: VmAreaStruct, start: int, end: int) -> None:
+def change_without_flush(original: Original, area: VmAreaStruct, start: int, end: int, cp_flags: int) -> int:
     """Changes entries and leaves the TLBs as they were."""
     tlbs = area.vm_mm.machine.tlbs
     before = [dict(tlb.entries) for tlb in tlbs]
-    original(area, start, end)
+    result: int = original(area, start, end, cp_flags)
     for tlb, entries in zip(tlbs, before, strict=True):
         tlb.entries.update(entries)
+    return result
 
 
 def dup_that_stays_exclusive(original: Original, folio: Folio, page: int, *vmas: VmAreaStruct) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emulator.designs.mainline import Mainline
-from emulator.uapi import MADV_DONTNEED, MREMAP_MAYMOVE
+from emulator.uapi import MADV_DONTNEED, MREMAP_MAYMOVE, SIGBUS
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch
 from oracle.finding import Finding, distinct
 from oracle.judge import Judge
@@ -178,3 +178,52 @@ def test_a_load_may_see_a_store_through_a_mere_reference() -> None:
         mmap(10, 1), op("gup_slow", 10, FOLL_WRITE, 1), Step((op("pin_write", 1, 0), op("read", 10))), op("read", 10)
     )
     assert signatures(Judge(image(Mainline)).run(work)) == []
+
+
+@pytest.mark.parametrize(
+    "beside", [op("madvise", 10, 4, MADV_DONTNEED), op("uffd_move", 20, 10, 4, 0)], ids=["dontneed", "move"]
+)
+def test_others_come_between_pages_that_are_filled(beside: Op) -> None:
+    """UFFDIO_COPY goes on page by page: something may be done to the first two and not to the others."""
+    work = workload(
+        mmap(10, 4),
+        mmap(20, 4),
+        mmap(40, 4),
+        op("write", 40, 0),
+        op("write", 43, 0),
+        op("uffd_register", 10, 14, 1),
+        Step((op("uffd_copy", 10, 40, 4, 0), beside), (Switch(0, "uffd.copied", 3), Switch(1, "", 99))),
+        op("read", 10),
+        op("read", 13),
+    )
+    verdict = Judge(image(Mainline), image(Mainline), thorough=True).run(work)
+    assert signatures(verdict) == []
+    assert [outcome.ret for outcome, *_ in verdict.outcomes[-2:]] == [SIGBUS, 0]
+    assert "took turns" in " ".join(verdict.notes)
+
+
+def test_a_page_that_is_protected_between_its_fault_and_the_write() -> None:
+    """UFFDIO_WRITEPROTECT finds the page that the write has brought; tried again, the write fails."""
+    work = workload(
+        mmap(10, 1),
+        op("uffd_register", 10, 1, 2),
+        Step((op("write", 10, 0), op("uffd_wp", 10, 1, 1)), (Switch(0, "fault.end", 1), Switch(1, "", 99))),
+        op("read", 10),
+    )
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert [outcome.ret for outcome in verdict.outcomes[2]] == [SIGBUS, 0]
+
+
+def test_a_lock_whose_pages_come_later() -> None:
+    """mlock sets flags, and then faults pages in: UFFDIO_MOVE between the two finds both sides locked."""
+    work = workload(
+        mmap(10, 1),
+        mmap(20, 1),
+        op("mlock", 20, 1),
+        op("uffd_register", 10, 1, 1),
+        Step((op("mlock", 10, 1), op("uffd_move", 10, 20, 1, 0)), (Switch(0, "populate.page", 1), Switch(1, "", 99))),
+    )
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert [outcome.ret for outcome in verdict.outcomes[-1]] == [0, 1]

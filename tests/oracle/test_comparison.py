@@ -6,7 +6,6 @@ import pytest
 
 from emulator.hw.pte import (
     MARKER_GUARD,
-    MARKER_POISON,
     SOFTLEAF_MARKER,
     SOFTLEAF_SWAP,
     USER,
@@ -153,9 +152,9 @@ def test_page_that_should_be_mapped(scene: Scene) -> None:
 
 
 def test_entries_that_lead_nowhere(scene: Scene) -> None:
-    """A swap slot that was never written, and a marker of poison."""
+    """A swap slot that was never written, and a marker of no kind that there is."""
     scene.world.store(scene.page(6), mk_softleaf(SOFTLEAF_SWAP, 99))
-    scene.world.store(scene.page(7), mk_softleaf(SOFTLEAF_MARKER, MARKER_POISON))
+    scene.world.store(scene.page(7), mk_softleaf(SOFTLEAF_MARKER, 8))
     assert scene.signatures() == ["specification/contents:entry leads nowhere"] * 2
 
 

@@ -16,6 +16,7 @@ from emulator.geometry import PAGE_SIZE
 from emulator.image import KernelImage
 from emulator.uapi import (
     EAGAIN,
+    EBUSY,
     EFAULT,
     EINVAL,
     MADV_COLLAPSE,
@@ -145,3 +146,35 @@ def test_a_collapse_may_fail_on_one_of_the_two() -> None:
     assert verdict.outcomes[3][0].ret == 0
     assert verdict.outcomes[5][0].ret == 1
     assert not any(folio.order for folio in verdict.machine.phys.live.values())
+
+
+def never_moves(*args: object) -> int:
+    return -EBUSY
+
+
+class NeverMoves(Mainline):
+    """UFFDIO_MOVE always meets somebody who uses a page."""
+
+    name = "never-moves"
+    replaces: ClassVar[dict[str, Callable[..., object]]] = {"userfaultfd_pages.move_pages": never_moves}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_page_that_one_of_the_two_cannot_move(beside: bool) -> None:
+    """Whether a page can be moved hangs on who uses it, and whether it is large: the reference is left out then."""
+    move = Op("uffd_move", 0, (8, 0, 1, 0))
+    steps = [Step((op,)) for op in (mmap(0, 1), Op("write", 0, (0, 0)), mmap(8, 1), Op("uffd_register", 0, (8, 1, 1)))]
+    steps += [Step((move, Op("read", 0, (0,)))) if beside else Step((move,)), Step((Op("read", 0, (8,)),))]
+    verdict = Judge(KernelImage(Mainline), KernelImage(NeverMoves)).run(Workload("small8", tuple(steps)))
+    assert verdict.findings == ()
+    assert any("uffd_move gave 1, on the reference -EBUSY" in note for note in verdict.notes)
+
+
+def test_a_copy_that_failed_somewhere() -> None:
+    """How far it came without the failure is not asked of the reference."""
+    copy = Op("uffd_copy", 0, (8, 0, 4, 0), 3)
+    steps = [Step((op,)) for op in (mmap(0, 4), mmap(8, 4), Op("uffd_register", 0, (8, 4, 1)), copy)]
+    verdict = Judge(KernelImage(Mainline), KernelImage(Mainline)).run(Workload("small8", tuple(steps)))
+    assert verdict.findings == ()
+    assert verdict.outcomes[-1][0].injected
+    assert verdict.notes

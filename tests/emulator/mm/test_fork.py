@@ -11,9 +11,19 @@ from emulator.mm_types import (
     VM_LOCKED,
     VM_LOCKONFAULT,
     VM_SEALED,
+    VM_UFFD_WP,
     VM_WIPEONFORK,
 )
-from emulator.uapi import EBUSY, ENOMEM, ESRCH, MAP_FIXED, MAP_NORESERVE, MAP_SHARED, PROT_READ
+from emulator.uapi import (
+    EBUSY,
+    ENOMEM,
+    ESRCH,
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_SHARED,
+    PROT_READ,
+    UFFDIO_REGISTER_MODE_WP,
+)
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
 pytestmark = pytest.mark.live
@@ -153,10 +163,11 @@ def test_userfaultfd_is_not_inherited() -> None:
     """Without EVENT_FORK the child's VMAs have no context."""
     world = World()
     world.mmap(0, 1)
-    world.vma(0).uffd_ctx = "uffd"
+    assert world.do("uffd_register", 0, 1, UFFDIO_REGISTER_MODE_WP) == 0
     world.fork()
     assert world.vma(0, 1).uffd_ctx is None
-    assert world.vma(0).uffd_ctx == "uffd"
+    assert not world.vma(0, 1).vm_flags & VM_UFFD_WP
+    assert world.vma(0).uffd_ctx is world.mm().userfaultfd
 
 
 def test_charge() -> None:

@@ -332,7 +332,7 @@ def test_operations_on_what_is_no_huge_page() -> None:
     slot = world.image.pgtable_generic.slot_of(world.mm(), world.address(0), LEVEL_PMD)
     table = pmd.get(slot)
     assert isinstance(table, PageTable)
-    assert thp.change_huge_pmd(vma, pmd, slot, world.address(0), 0) is False
+    assert thp.change_huge_pmd(vma, pmd, slot, world.address(0), 0, 0) is False
     assert (
         thp.zap_huge_pmd(world.image.mmu_gather.MmuGather(world.mm()), vma, pmd, slot, world.address(0))
         is False

@@ -13,7 +13,15 @@ from emulator.geometry import LEVEL_PMD
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import DIRTY, UFFD_WP, USER, is_swap
 from emulator.hw.pte import RW as PTE_RW
-from emulator.mm_types import VM_DONTEXPAND, VM_HUGETLB, VM_IO, VM_MIXEDMAP, VM_PFNMAP, VM_SEALED
+from emulator.mm_types import (
+    VM_DONTEXPAND,
+    VM_HUGETLB,
+    VM_IO,
+    VM_MIXEDMAP,
+    VM_PFNMAP,
+    VM_SEALED,
+    UserfaultfdCtx,
+)
 from emulator.uapi import (
     EAGAIN,
     EBUSY,
@@ -33,6 +41,7 @@ from emulator.uapi import (
     PROT_NONE,
     PROT_READ,
     SIGSEGV,
+    UFFD_FEATURE_SIGBUS,
 )
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Switch
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World
@@ -399,7 +408,7 @@ def test_an_isolated_page_refuses() -> None:
 def test_userfaultfd_wants_to_hear_of_holes(written_page: int) -> None:
     """A registered VMA is collapsed only where no page is missing; no page may be write-protected through it."""
     world = mapped(8, written_page)
-    world.vma(0).uffd_ctx = object()
+    world.vma(0).uffd_ctx = UserfaultfdCtx(world.vma(0).vm_mm, UFFD_FEATURE_SIGBUS)
     assert collapse(world, 0, 8) == -EBUSY
     for page in range(8):
         world.write(page)
@@ -423,7 +432,7 @@ def locked(world: World) -> None:
 
 
 def with_userfaultfd(world: World) -> None:
-    world.vma(0).uffd_ctx = object()
+    world.vma(0).uffd_ctx = UserfaultfdCtx(world.vma(0).vm_mm, UFFD_FEATURE_SIGBUS)
 
 
 def write_protected(world: World) -> None:

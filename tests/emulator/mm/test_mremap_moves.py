@@ -18,6 +18,7 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     PROT_NONE,
     PROT_READ,
+    UFFDIO_REGISTER_MODE_WP,
 )
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
@@ -59,7 +60,7 @@ def test_userfaultfd_vmas_move_alone(armed: list[int], errno: int, arrived: int,
     """move_multi_invalid_vmas: a VMA with userfaultfd is no part of a multi-VMA move; those before it stay moved."""
     world, tokens = single_pages()
     for page in armed:
-        world.vma(page).uffd_ctx = "uffd"
+        assert world.do("uffd_register", page, 1, UFFDIO_REGISTER_MODE_WP) == 0
     ret = world.do("mremap", 0, pages, pages, FIXED, 32)
     assert ret == (-errno if errno else 32)
     assert moved(world, tokens) == [i < arrived for i in range(5)]
@@ -69,7 +70,7 @@ def test_userfaultfd_vmas_move_alone(armed: list[int], errno: int, arrived: int,
 def test_userfaultfd_vma_alone_moves() -> None:
     """One such VMA by itself moves."""
     world, tokens = single_pages(1)
-    world.vma(0).uffd_ctx = "uffd"
+    assert world.do("uffd_register", 0, 1, UFFDIO_REGISTER_MODE_WP) == 0
     assert world.do("mremap", 0, 1, 1, FIXED, 32) == 32
     assert moved(world, tokens) == [True]
 

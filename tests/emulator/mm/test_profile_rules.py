@@ -8,10 +8,11 @@ from typing import Final, NamedTuple
 import pytest
 
 from emulator.geometry import LEVEL_PTE, PAGE_SIZE
-from emulator.hw.pte import SPECIAL
+from emulator.hw.pte import SPECIAL, is_guard
 from emulator.mm_types import VM_IO, VM_LOCKED, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.profile import PROFILES, Profile
 from emulator.uapi import (
+    EEXIST,
     EFAULT,
     EINVAL,
     ENOMEM,
@@ -34,6 +35,7 @@ from emulator.uapi import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PROT_READ,
+    UFFDIO_REGISTER_MODE_MISSING,
 )
 from emulator.workload import FOLL_WRITE, Op, Switch
 from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
@@ -256,6 +258,16 @@ def take_a_page_below_the_stack(profile: Profile) -> object:
     return world.do("gup_slow", 19, FOLL_WRITE, 0), world.span(20)
 
 
+def fill_guard_regions(profile: Profile) -> object:
+    """UFFDIO_COPY, ZEROPAGE and POISON, each onto a page of a guard region."""
+    world = World(profile=profile)
+    world.mmap(0, 8)
+    assert world.do("uffd_register", 0, 4, UFFDIO_REGISTER_MODE_MISSING) == 0
+    assert world.do("madvise", 0, 4, MADV_GUARD_INSTALL) == 0
+    calls = (("uffd_copy", 0, 5, 1, 0), ("uffd_zeropage", 1, 1), ("uffd_poison", 2, 1))
+    return [world.do(kind, *args) for kind, *args in calls], [is_guard(world.pte(page)) for page in range(3)]
+
+
 def reuse_twice(profile: Profile) -> object:
     """Two forks of a process whose chain holds an anon_vma without VMA or child: do the children share it?"""
     world = World(profile=profile)
@@ -468,6 +480,13 @@ RULES: Final = {
     "stack_grows_under_read_lock": Rule(grow_beside_a_fault, {False: [1, 0], True: [0, 1]}),
     "gup_grows_stack": Rule(
         take_a_page_below_the_stack, {False: (-EFAULT, (20, 2)), True: (0, (19, 3))}
+    ),
+    "uffd_copy_fills_guards": Rule(
+        fill_guard_regions,
+        {
+            True: ([1, -EEXIST, -EEXIST], [False, True, True]),
+            False: ([-EEXIST] * 3, [True, True, True]),
+        },
     ),
     "reuse_by_degree": Rule(reuse_twice, {False: False, True: True}),
     "clone_reverses_chain": Rule(
