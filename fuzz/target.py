@@ -46,11 +46,13 @@ class Target(NamedTuple):
     def images(self, transform: Transform | None = None) -> tuple[KernelImage, KernelImage | None]:
         """Design and reference; ``transform`` rewrites the design's kernel code, never the reference's.
 
-        A design is no reference for itself (the second run would only repeat the first): None then.
+        A design is no reference for itself (the second run would only repeat the first), nor for one that mends its
+        faults: None then.
         """
         design, reference = self.check(), designs.find(self.reference)
         image = designs.load_image(design, transform)
-        return image, None if reference is design else designs.load_image(reference)
+        alone = reference is design or design.mends == reference.name
+        return image, None if alone else designs.load_image(reference)
 
     def judge(self) -> Judge:
         """A judge of the design, not instrumented."""

@@ -35,6 +35,7 @@ class Design:
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""  # where it was proposed
     mremap_flags: ClassVar[int] = 0  # MREMAP_* bits that this design adds to the interface
+    mends: ClassVar[str] = ""  # the design whose faults it mends, and which is no reference for it therefore
 
     replaces: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # "file.function" of mm or a parent to function
 
