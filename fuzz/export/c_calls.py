@@ -27,6 +27,14 @@ _MAP: Final = (
 _MAP_UNTOLD: Final = uapi.MAP_DROPPABLE  # a type of its own
 _MLOCK: Final = ("MLOCK_ONFAULT",)
 _MCL: Final = ("MCL_CURRENT", "MCL_FUTURE", "MCL_ONFAULT")
+_UFFD_FEATURES: Final = ("UFFD_FEATURE_WP_UNPOPULATED",)
+_UFFD_MODES: Final = {
+    "uffd_register": tuple(f"UFFDIO_REGISTER_MODE_{name}" for name in ("MISSING", "WP", "MINOR")),
+    "uffd_copy": ("UFFDIO_COPY_MODE_WP", "UFFDIO_COPY_MODE_DONTWAKE"),
+    "uffd_wp": ("UFFDIO_WRITEPROTECT_MODE_WP", "UFFDIO_WRITEPROTECT_MODE_DONTWAKE"),
+    "uffd_move": ("UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES", "UFFDIO_MOVE_MODE_DONTWAKE"),
+}
+_UFFD_EVENTS: Final = uapi.UFFD_FEATURE_EVENT_FORK | uapi.UFFD_FEATURE_EVENT_REMAP
 _MREMAP: Final = ("MREMAP_MAYMOVE", "MREMAP_FIXED", "MREMAP_DONTUNMAP")
 _ADVICE: Final = {value: name for name, value in vars(uapi).items() if name.startswith("MADV_")}
 _KERNEL_ONLY: Final = KERNEL_ACTIVITY | {"gup_fast", "gup_slow", "unpin", "pin_write"}
@@ -57,6 +65,8 @@ def inexpressible(op: Op) -> str:
         return "mremap flags that mainline does not have"
     if op.kind == "mmap" and op.args[3] & _MAP_UNTOLD:
         return "mmap MAP_DROPPABLE, which C libraries do not know"
+    if op.kind == "userfaultfd" and op.args[0] & _UFFD_EVENTS:
+        return "a userfaultfd with events, which somebody has to read"
     if op.kind == "mmap" and op.args[3] & uapi.MAP_TYPE == uapi.MAP_SHARED and not op.args[4]:
         return "shared anonymous memory, which the machine does not have yet"
     return ""
@@ -130,6 +140,22 @@ def _munlockall(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(munlockall(), {_result(outcome)});"
 
 
+def _userfaultfd(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect(userfaultfd({_with_rest(op.args[0], _UFFD_FEATURES)}), {_result(outcome)});"
+
+
+def _uffd(op: Op, outcome: Outcome, number: int) -> str:
+    """A call on the userfaultfd: the functions of the program take pages, as the ops do."""
+    *args, last = (str(value) for value in op.args)
+    names = _UFFD_MODES.get(op.kind)
+    last = _with_rest(op.args[-1], names) if names else last
+    return f"expect({op.kind}({', '.join((*args, last))}), {_result(outcome)});"
+
+
+def _uffd_close(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect(uffd_close(), {_result(outcome)});"
+
+
 def _fork(op: Op, outcome: Outcome, number: int) -> str:
     return f"fork_process({op.args[0]});"
 
@@ -167,6 +193,15 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "mlock2": _mlock2,
     "mlockall": _mlockall,
     "munlockall": _munlockall,
+    "userfaultfd": _userfaultfd,
+    "uffd_close": _uffd_close,
+    "uffd_register": _uffd,
+    "uffd_unregister": _uffd,
+    "uffd_copy": _uffd,
+    "uffd_zeropage": _uffd,
+    "uffd_wp": _uffd,
+    "uffd_move": _uffd,
+    "uffd_poison": _uffd,
     "fork": _fork,
     "exit": _exit,
     "read": _read,

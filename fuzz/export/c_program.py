@@ -19,6 +19,7 @@ from emulator.errors import UsageError
 from emulator.uapi import MADV_HUGEPAGE, MADV_NOHUGEPAGE, PROT_EXEC, PROT_READ, PROT_WRITE
 from emulator.workload import FILE_PAGES, PROCS_MAX
 from fuzz.export import c_calls
+from fuzz.export.c_calls import EMITTERS
 from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_at
 from fuzz.target import Target
 from fuzz.workload.text import show_op, to_text
@@ -40,6 +41,7 @@ _ADVICE_KNOWN: Final = 18  # MADV_WIPEONFORK and what came after it: C libraries
 _NEWER: Final = (
     *("MAP_FIXED_NOREPLACE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT"),
     *(name for name, value in vars(uapi).items() if name.startswith("MADV_") and value >= _ADVICE_KNOWN),
+    *(name for name in vars(uapi) if name.startswith("UFFD")),
 )
 _END: Final = 24  # columns at the end of a statement that no line ends in
 _LETTERS: Final = (("r", PROT_READ), ("w", PROT_WRITE), ("x", PROT_EXEC))
@@ -107,6 +109,8 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     advice = [op.args[2] for op in ops if op.kind == "madvise"]
     uses["result"] = bool(called & {"expect", "expect_page", "expect_words"})
     uses["access"] = bool(called & {"load", "store", "fetch"})
+    uses |= {name: name in called for name in EMITTERS if name.startswith("uffd_")}
+    uses["userfaultfd"] = any(name.startswith(("uffd_", "userfaultfd")) for name in called)
     uses["processes"] = not alone
     uses["files"] = any(op.kind == "mmap" and op.args[4] for op in ops)
     uses["exec"] = any(c_calls.prots(op) & PROT_EXEC for op in ops)

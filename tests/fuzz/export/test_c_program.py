@@ -58,6 +58,38 @@ p2: munmap   addr=5 len=1
 """
 
 
+# Each call of userfaultfd, with a child, which is without.
+USERFAULTFD: Final = """\
+world small8
+userfaultfd features=wp_unpopulated
+userfaultfd features=none
+mmap     addr=0 len=8 prot=rw flags=private|fixed
+mmap     addr=20 len=8 prot=rw flags=private|fixed
+write    addr=20 at=0
+write    addr=21 at=1
+uffd_register addr=0 len=8 mode=missing|wp
+read     addr=0
+uffd_copy dst=0 src=20 len=2 mode=wp
+write    addr=0 at=2
+uffd_copy dst=1 src=20 len=1 mode=none
+uffd_wp  addr=0 len=1 mode=none
+write    addr=0 at=2
+uffd_zeropage addr=2 len=2
+uffd_move dst=4 src=20 len=3 mode=none
+uffd_move dst=4 src=24 len=1 mode=holes
+uffd_move dst=5 src=24 len=1 mode=none
+uffd_poison addr=6 len=1
+read     addr=6
+fork     child=1
+p1: read     addr=7
+p1: uffd_close
+read     addr=7
+uffd_unregister addr=0 len=1
+uffd_close
+uffd_close
+"""
+
+
 def test_snapshot() -> None:
     """A small program in full: what changes here, people see. To renew it, write ``program(MOVED)`` there."""
     assert program(MOVED) == (Path(__file__).parent / "moved.c").read_text()
@@ -264,7 +296,7 @@ def test_no_privileges() -> None:
 @compiled
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("level", ["-O0", "-O2"])
-@pytest.mark.parametrize("workload", [MOVED, ALL, "world small8\nread addr=0\n"])
+@pytest.mark.parametrize("workload", [MOVED, ALL, USERFAULTFD, "world small8\nread addr=0\n"])
 def test_no_warnings(workload: str, compiler: str, level: str, tmp_path: Path) -> None:
     """Any compiler, any level, and the program still says the same."""
     assert run(build(program(workload), tmp_path, level, compiler=compiler)).status == 0
@@ -282,6 +314,7 @@ def test_no_warnings(workload: str, compiler: str, level: str, tmp_path: Path) -
         ("together\nread addr=1\nmunmap addr=1 len=1\nend", "step 0: a collision"),
         ("mremap addr=1 old_len=1 new_len=1 flags=maymove|relocate", "step 0: mremap flags that mainline does not"),
         ("mmap addr=1 len=1 prot=rw flags=shared|fixed", "step 0: shared anonymous memory"),
+        ("userfaultfd features=event_fork", "step 0: a userfaultfd with events, which somebody has to read"),
     ],
 )
 def test_inexpressible(steps: str, reason: str) -> None:
