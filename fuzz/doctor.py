@@ -20,7 +20,7 @@ from fuzz.feedback.counters import Counters
 from fuzz.feedback.features import END_OF_STATES, Feedback
 from fuzz.target import Target
 from oracle.judge import Judge
-from oracle.live import facilities, rmap_probe
+from oracle.live import facilities, rmap_probe, userfault
 from oracle.live.view import Depth
 
 PARANOID: Final = Path("/proc/sys/kernel/perf_event_paranoid")
@@ -124,7 +124,7 @@ def _complete(what: str, lacks: list[str], here: str) -> Check:
 
 
 def _userfaultfd() -> Check:
-    refused = facilities.userfaultfd_refused()
+    refused = userfault.refused()
     return Check("conform: userfaultfd", not refused, refused or "allowed")
 
 

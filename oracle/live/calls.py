@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MCL_CURRENT, MREMAP_DONTUNMAP, MREMAP_FIXED
 from emulator.workload import OPS, POLICIES, VMA_NAMES, Domain, Op, Workload
+from oracle.live import userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
+from oracle.live.userfault import NEEDS_A_READER, Userfault
 from oracle.live.view import Depth
 
 SYS_BRK: Final = 12
@@ -50,6 +52,7 @@ class Context(NamedTuple):
 
     processor: Processor
     files: list[int]  # handles, by label
+    userfault: Userfault
 
 
 Run = Callable[[Context, Args, int], tuple[int, Data]]
@@ -185,6 +188,42 @@ def _exec(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.fetch(address(args[0])), None
 
 
+def _userfaultfd(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.open(args[0]), None
+
+
+def _uffd_close(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.close(), None
+
+
+def _uffd_register(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.register(*args), None
+
+
+def _uffd_unregister(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.unregister(*args), None
+
+
+def _uffd_copy(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.copy(*args), None
+
+
+def _uffd_zeropage(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.zeropage(*args), None
+
+
+def _uffd_wp(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.write_protect(*args), None
+
+
+def _uffd_move(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.move(*args), None
+
+
+def _uffd_poison(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.poison(*args), None
+
+
 CALLS: Final[dict[str, Run]] = {
     "mmap": _mmap,
     "munmap": _munmap,
@@ -206,6 +245,15 @@ CALLS: Final[dict[str, Run]] = {
     "read": _read,
     "write": _write,
     "exec": _exec,
+    "userfaultfd": _userfaultfd,
+    "uffd_close": _uffd_close,
+    "uffd_register": _uffd_register,
+    "uffd_unregister": _uffd_unregister,
+    "uffd_copy": _uffd_copy,
+    "uffd_zeropage": _uffd_zeropage,
+    "uffd_wp": _uffd_wp,
+    "uffd_move": _uffd_move,
+    "uffd_poison": _uffd_poison,
 }
 PROCESS_OPS: Final = ("fork", "exit")  # the server takes part in these
 
@@ -257,6 +305,10 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: mlockall would lock what is outside of the arena too"
         if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:
             return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
+        if op.kind == "userfaultfd" and op.args[0] & NEEDS_A_READER:
+            return f"step {number}: nobody reads the events of a userfaultfd"
+        if op.kind.startswith(("userfaultfd", "uffd_")) and (why := userfault.refused()):
+            return f"step {number}: userfaultfd: {why}"
         if _end(op) > ARENA_PAGES:
             return f"step {number}: {op.kind} reaches beyond the arena"
     return ""
@@ -271,7 +323,7 @@ def _end(op: Op) -> int:
     page = length = 0
     for (_, domain), value in zip(OPS[op.kind].args, args, strict=True):
         if domain is Domain.PAGE:
-            page = value
+            page = max(page, value)
         elif domain is Domain.LENGTH:
             length = value
     return page + length

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import platform
 import struct
@@ -14,7 +12,6 @@ from oracle.live.calls import has_prompt_swap
 from oracle.live.view import Depth
 
 _FRAME = (1 << 55) - 1  # of an entry of /proc/PID/pagemap
-_SYS_USERFAULTFD = 323  # on x86-64
 _PRIVILEGED = ("/proc/kpagecount", "/proc/kpageflags")
 
 
@@ -33,18 +30,6 @@ def missing(depth: Depth) -> list[str]:
     if depth >= Depth.RMAP:
         lacks += rmap_probe.missing()
     return lacks
-
-
-def userfaultfd_refused() -> str:
-    """Why userfaultfd(2) does not work here, with what to do; empty where it does, for faults of the kernel too."""
-    handle = ctypes.CDLL(None, use_errno=True).syscall(_SYS_USERFAULTFD, os.O_CLOEXEC)
-    if handle >= 0:
-        os.close(handle)
-        return ""
-    error = ctypes.get_errno()
-    if error == errno.EPERM:
-        return "for root only, workloads with it cannot run: run as root, or sysctl vm.unprivileged_userfaultfd=1"
-    return f"{os.strerror(error)}, workloads with it cannot run: boot a kernel with CONFIG_USERFAULTFD"
 
 
 def _missing_for_pages() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from emulator import mm_types
 from emulator.geometry import PAGE_SHIFT
-from emulator.hw.pte import PRESENT, SPECIAL, is_guard
+from emulator.hw.pte import PRESENT, SPECIAL, UFFD_WP, is_guard, is_uffd_wp_marker
 from emulator.machine import Machine
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_MAYSHARE, Folio, MmStruct, VmAreaStruct
 from oracle.leaves import KIND_MARKER, leaf_key
@@ -37,9 +37,13 @@ FLAGS: Final = {
     mm_types.VM_MERGEABLE: "mg",
     mm_types.VM_DROPPABLE: "dp",
     mm_types.VM_SEALED: "sl",
+    mm_types.VM_UFFD_MISSING: "um",
+    mm_types.VM_UFFD_WP: "uw",
+    mm_types.VM_UFFD_MINOR: "ui",
 }
 
 NO_FLAGS: Final[frozenset[str]] = frozenset()
+_PROTECTED: Final = frozenset(("wp",))  # by userfaultfd
 
 Numbers = dict[tuple[str, int], int]
 """(what, frame or slot) to its number in the views of a step."""
@@ -89,25 +93,31 @@ def _pages(mm: MmStruct, numbers: Numbers) -> Iterator[PageView]:
             if shown is not None:
                 yield shown
         elif entry & SPECIAL:
-            yield PageView(page, "zero", False, -1, -1, NO_FLAGS)
+            yield PageView(page, "zero", False, -1, -1, _protection(entry))
         else:
             size = 1 << geometry.shifts[level] - PAGE_SHIFT  # pages; more than one where it is huge
-            yield from _present(mm.machine, page, entry >> PAGE_SHIFT, size, numbers)
+            yield from _present(mm.machine, page, entry, size, numbers)
 
 
 def _absent(page: int, entry: int, numbers: Numbers) -> PageView | None:
     if leaf_key(entry) & 7 == KIND_MARKER:
-        return PageView(page, "guard", False, -1, -1, NO_FLAGS) if is_guard(entry) else None
+        state = "guard" if is_guard(entry) else "marker" if is_uffd_wp_marker(entry) else "poison"
+        return PageView(page, state, False, -1, -1, NO_FLAGS)
     number = numbers.setdefault(("swap", entry >> PAGE_SHIFT), len(numbers))
-    return PageView(page, "swap", False, number, -1, NO_FLAGS)
+    return PageView(page, "swap", False, number, -1, _protection(entry))
 
 
-def _present(machine: Machine, page: int, pfn: int, size: int, numbers: Numbers) -> Iterator[PageView]:
-    """``size`` pages that one entry maps, from frame ``pfn`` on.
+def _protection(entry: int) -> frozenset[str]:
+    return _PROTECTED if entry & UFFD_WP else NO_FLAGS
+
+
+def _present(machine: Machine, page: int, entry: int, size: int, numbers: Numbers) -> Iterator[PageView]:
+    """``size`` pages that one entry maps.
 
     Linux 6.15 to 7.0 tell of all the pages of a huge page whether the *first* is mapped exclusively
     (pagemap_pmd_range_thp hands the same page in for each; docs/mainline-findings.md).
     """
+    pfn = entry >> PAGE_SHIFT
     folio = machine.phys.frames[pfn]
     if not folio.anon:
         return
@@ -116,7 +126,8 @@ def _present(machine: Machine, page: int, pfn: int, size: int, numbers: Numbers)
     for i in range(size):
         number = numbers.setdefault(("frame", pfn + i), len(numbers))
         mapcount = folio.mapcounts[first + i] + folio.entire_mapcount
-        yield PageView(page + i, "present", exclusive, number, mapcount, _folio_flags(folio, first + i))
+        flags = _folio_flags(folio, first + i) | _protection(entry)
+        yield PageView(page + i, "present", exclusive, number, mapcount, flags)
 
 
 def _folio_flags(folio: Folio, i: int) -> frozenset[str]:

@@ -13,9 +13,15 @@ from oracle.live.processor import SYS_IOCTL, Processor
 
 PM_PFN: Final = (1 << 55) - 1
 PM_EXCLUSIVE: Final = 1 << 56
+PM_UFFD_WP: Final = 1 << 57
 PM_GUARD: Final = 1 << 58
 PM_SWAP: Final = 1 << 62
 PM_PRESENT: Final = 1 << 63
+
+# Of an entry with PM_SWAP: what the lowest five bits say of a marker, and in the bits above them which one it is.
+PM_SWAP_TYPE: Final = 31
+PM_MARKER: Final = 31
+PM_MARKER_POISON: Final = 2 << 5
 
 _PAGEMAP_SCAN: Final = 0xC060_6610  # since Linux 6.7
 _PAGE_IS_FILE: Final = 1 << 2

@@ -7,12 +7,23 @@ from typing import Final
 
 from emulator.geometry import PAGE_SHIFT
 from oracle.live.calls import ARENA_START
-from oracle.live.pages import PM_EXCLUSIVE, PM_GUARD, PM_PFN, PM_PRESENT, PM_SWAP, Frames
+from oracle.live.pages import (
+    PM_EXCLUSIVE,
+    PM_GUARD,
+    PM_MARKER,
+    PM_MARKER_POISON,
+    PM_PFN,
+    PM_PRESENT,
+    PM_SWAP,
+    PM_SWAP_TYPE,
+    PM_UFFD_WP,
+    Frames,
+)
 from oracle.live.proc import Counts
 from oracle.live.view import Counters, PageView, VmaView
 
 # Names of VmFlags (fs/proc/task_mmu.c) that are compared: those that the machine keeps.
-FLAG_NAMES: Final = frozenset("gd pf lo lf io sr rr dc de ac nr ht wf dd mm hg nh mg dp sl gu".split())
+FLAG_NAMES: Final = frozenset("gd pf lo lf io sr rr dc de ac nr ht wf dd mm hg nh mg dp sl gu um uw ui".split())
 
 # Bits of /proc/kpageflags that are compared (include/uapi/linux/kernel-page-flags.h).
 KPF_NAMES: Final = {
@@ -86,12 +97,17 @@ def _page(page: int, entry: int, frames: Frames, numbers: dict[int, int]) -> Pag
     if entry & PM_GUARD:
         return PageView(page, "guard", False, -1, -1, frozenset())
     place = entry & (PM_PFN | PM_SWAP)
+    protection = ("wp",) if entry & PM_UFFD_WP else ()
     if entry & PM_SWAP:
-        return PageView(page, "swap", False, numbers.setdefault(place, len(numbers)), -1, frozenset())
+        if entry & PM_SWAP_TYPE == PM_MARKER:
+            state = "poison" if entry & PM_MARKER_POISON else "marker"
+            return PageView(page, state, False, -1, -1, frozenset())
+        number = numbers.setdefault(place, len(numbers))
+        return PageView(page, "swap", False, number, -1, frozenset(protection))
     count, flags = frames[place]
     if flags & _KPF_ZERO_PAGE:
-        return PageView(page, "zero", False, -1, -1, frozenset())
-    names = frozenset(name for bit, name in KPF_NAMES.items() if flags & bit)
+        return PageView(page, "zero", False, -1, -1, frozenset(protection))
+    names = frozenset((*(name for bit, name in KPF_NAMES.items() if flags & bit), *protection))
     exclusive = bool(entry & PM_EXCLUSIVE)
     return PageView(page, "present", exclusive, numbers.setdefault(place, len(numbers)), count, names)
 

@@ -101,6 +101,7 @@ def execute(context: Context, channels: Channels, server: int) -> NoReturn:
                 answer: Any = (context.processor.fork(sibling=True), None)
                 if answer[0] == 0:
                     label = args[0]
+                    context.userfault.forked()
                     _die_with(context.processor, server)
                     continue
             elif kind == "exit":

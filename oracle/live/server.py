@@ -35,6 +35,7 @@ from oracle.live.proc import Counts, ProcFiles
 from oracle.live.processes import Channels, Ended, Process, execute
 from oracle.live.processor import Processor
 from oracle.live.surroundings import ARENA_START, fill, mappings
+from oracle.live.userfault import Userfault
 from oracle.live.view import Depth
 
 Order = tuple[int, str, tuple[int, ...]]
@@ -51,7 +52,7 @@ class Server:
 
     def __init__(self, folder: str, depth: int) -> None:
         self.files = Files(processor := Processor(), folder)
-        self.context = Context(processor, self.files.handles)
+        self.context = Context(processor, self.files.handles, Userfault(processor))
         self.pid = os.getpid()
         self.pauses = depth >= Depth.RMAP
         self.below = sum(

@@ -40,7 +40,7 @@ class PageView(NamedTuple):
     """
 
     page: int  # arena page
-    state: str  # present, zero (the page of zeros), swap, guard
+    state: str  # present, zero (the page of zeros), swap, guard, marker (protected by userfaultfd), poison
     exclusive: bool  # present and mapped nowhere else (bit 56 of pagemap; not PageAnonExclusive)
     frame: int  # number of the frame or swap slot by first appearance in the step's views, -1 where there is none
     mapcount: int  # /proc/kpagecount; -1 where it cannot be known

@@ -329,7 +329,7 @@ def test_doctor_says_what_the_live_oracle_lacks(
     """Each missing thing with what it costs and what to do; nothing of it is required."""
     monkeypatch.setattr("oracle.live.facilities.missing", lambda depth: ["run as root"] if depth > Depth.MAPS else [])
     monkeypatch.setattr("oracle.live.rmap_probe.missing", lambda: ["apt install clang", "run as root"])
-    monkeypatch.setattr("oracle.live.facilities.userfaultfd_refused", lambda: "for root only")
+    monkeypatch.setattr("oracle.live.userfault.refused", lambda: "for root only")
     monkeypatch.setattr("fuzz.doctor.THP", tmp_path / "enabled")
     monkeypatch.setattr("fuzz.doctor.KSM", tmp_path / "run")
     said = doctored(capsys, tmp_path)

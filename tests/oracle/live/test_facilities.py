@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from oracle.live import facilities, rmap_probe
+from fuzz.workload.text import from_text
+from oracle.live import facilities, rmap_probe, userfault
+from oracle.live.calls import expressible
 from oracle.live.view import Depth
 from tests.oracle.live.running_kernel import on_linux
 
 pytestmark = on_linux
 
-UNPRIVILEGED = Path("/proc/sys/vm/unprivileged_userfaultfd")
 _NOBODY = 65534
 
 
@@ -66,18 +67,31 @@ def test_swap_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any("swapon" in sentence for sentence in facilities.missing(Depth.PAGES)) is not there
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not UNPRIVILEGED.exists() or int(UNPRIVILEGED.read_text()) != 0,
-    reason="needs root, and a userfaultfd that is for root only",
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives privileges up, so it has to have some")
+def test_userfaultfd_needs_no_privilege() -> None:
+    """As the live oracle opens it: for faults of user mode, which is all that it waits for."""
+    assert as_nobody(userfault.refused) == userfault.refused()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(errno.ENOSYS, "CONFIG_USERFAULTFD"), (errno.EPERM, "allow this container")]
 )
-def test_userfaultfd_for_root_only() -> None:
-    """Tried, not looked up: a container may forbid what the setting allows."""
-    assert facilities.userfaultfd_refused() == ""
-    assert "vm.unprivileged_userfaultfd=1" in as_nobody(facilities.userfaultfd_refused)
+def test_no_userfaultfd(error: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctor says what to do, and workloads with it do not run."""
+
+    class Refusing:
+        def syscall(self, *args: int) -> int:
+            ctypes.set_errno(error)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **named: Refusing())
+    assert words in userfault.refused()
+    steps = from_text("world x86-64\nread addr=0\nuffd_close\n")
+    assert expressible(steps).startswith("step 1: userfaultfd: ")
+    assert words in expressible(steps)
 
 
 def test_a_kernel_without_userfaultfd(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system call that is not there."""
-    monkeypatch.setattr(facilities, "_SYS_USERFAULTFD", 4000)
-    assert facilities.userfaultfd_refused().startswith(os.strerror(errno.ENOSYS))
-    assert "CONFIG_USERFAULTFD" in facilities.userfaultfd_refused()
+    monkeypatch.setattr(userfault, "SYS_USERFAULTFD", 4000)
+    assert userfault.refused().startswith(os.strerror(errno.ENOSYS))
