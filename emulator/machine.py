@@ -13,6 +13,7 @@ from emulator.geometry import GEOMETRIES, PAGE_SHIFT, Geometry
 from emulator.hw.phys import PhysicalMemory
 from emulator.hw.swap import SwapDevice
 from emulator.hw.tlb import Tlb
+from emulator.ksm_types import Ksm
 from emulator.mm_types import AddressSpace, AnonVma, File, MmStruct, Pin
 from emulator.profile import PROFILES, Profile
 from emulator.sched.locks import RwSem
@@ -43,6 +44,7 @@ class Machine:
         self.committed = 0  # vm_committed_as, pages
         self.anon_vmas_live: dict[int, AnonVma] = {}  # serial to AnonVma, for oracles: what has not been freed
         self._serial = 0
+        self.ksm = Ksm(self.sched)
         self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
         self.pins: dict[int, Pin] = {}
         self.traced: dict[tuple[str, str], int] = {}  # tracepoint and outcome to how often

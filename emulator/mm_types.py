@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from emulator.hw.pgtable import PageTable
+    from emulator.ksm_types import KsmStableNode
     from emulator.machine import Machine
     from emulator.sched.locks import FolioLock, RwSem
 
@@ -410,9 +411,9 @@ class Folio:
         self.mm_mapcounts: dict[int, int] = {}  # large folios: address-space number to its share of mapcount()
         self.mapped_by: dict[int, int] = {}  # large folios: mappings by address space (asid), as folio->_mm_id
         self.pincount = 0  # large folios: pins; small ones count GUP_PIN_COUNTING_BIAS references each
-        self.mapping: AnonVma | AddressSpace | None = None
+        self.mapping: AnonVma | AddressSpace | KsmStableNode | None = None
         self.anon = False  # mapping is an anon_vma (PageAnon); stays set while in the swap cache
-        self.ksm = False
+        self.ksm = False  # anonymous, but mapping is a stable node, or none yet; index means nothing then
         self.index = 0  # page offset of page 0, in the space that mapping names
         self.anon_exclusive = 0
         self.swapcache = False

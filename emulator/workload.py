@@ -19,6 +19,8 @@ FILES_MAX: Final = 2  # file labels 0 and 1
 FILE_PAGES: Final = 16  # every file's size
 OFFSETS_MAX: Final = 4  # sub-page write offsets
 COLLISION_OPS_MAX: Final = 3
+PATTERNS_MAX: Final = 3  # what ``fill`` can store; 0 is zeros
+SCAN_MAX: Final = 16
 SCHEDULE_MAX: Final = 8  # switches
 STEPS_MAX: Final = 64
 
@@ -50,6 +52,8 @@ class Domain(Enum):
     UFFD_COPY_MODE = "uffd_copy_mode"  # UFFDIO_COPY_MODE_* bits
     UFFD_WP_MODE = "uffd_wp_mode"  # UFFDIO_WRITEPROTECT_MODE_WP or 0
     UFFD_MOVE_MODE = "uffd_move_mode"  # UFFDIO_MOVE_MODE_* bits
+    PATTERN = "pattern"  # what ``fill`` stores, 0 … PATTERNS_MAX - 1
+    SCAN = "scan"  # pages for a scanner to look at, 0 … SCAN_MAX
 
 
 # get_user_pages flags (include/linux/mm_types.h FOLL_*), as far as the model tells them apart.
@@ -60,8 +64,8 @@ FOLL_LONGTERM: Final = 4
 # SHARED PRIVATE DROPPABLE FIXED GROWSDOWN LOCKED NORESERVE POPULATE STACK NOREPLACE
 MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x08 | 0x10 | 0x100 | 0x2000 | 0x4000 | 0x8000 | 0x20000 | 0x100000
 UFFD_FEATURES_ALLOWED: Final = 1 << 1 | 1 << 2 | 1 << 13  # EVENT_FORK EVENT_REMAP WP_UNPOPULATED
-# All advice of madvise(2) about private memory and files, but for REMOVE, (UN)MERGEABLE and DONTNEED_LOCKED.
-ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 102, 103)
+# All advice of madvise(2) about private memory and files, but for REMOVE and DONTNEED_LOCKED.
+ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 102, 103)
 
 
 VMA_NAMES: Final = ("stack", "heap")
@@ -133,6 +137,16 @@ OPS: Final[dict[str, OpSpec]] = {
     "reclaim": OpSpec(15, (("addr", Domain.PAGE),), "kernel: try to reclaim the folio mapped there"),
     "swap_readahead": OpSpec(
         16, (("addr", Domain.PAGE),), "kernel: bring the swap entry's page into the swap cache, unmapped"
+    ),
+    "fill": OpSpec(
+        81,
+        (("addr", Domain.PAGE), ("pattern", Domain.PATTERN)),
+        "store one of a few patterns all over the page, so that pages may have the same contents",
+    ),
+    "ksm_scan": OpSpec(
+        80,
+        (("pages", Domain.SCAN),),
+        "kernel: the same-page scanner looks at so many pages; 0: goes on to the end of its scan",
     ),
     "migrate": OpSpec(17, (("addr", Domain.PAGE),), "kernel: migrate the folio mapped there"),
     "mlock": OpSpec(18, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "lock, and fault in"),
@@ -271,3 +285,8 @@ def token(step: int, op: int) -> int:
 def file_token(file: int, page: int) -> int:
     """What a page of a file holds at offset 0 before anybody writes there: different from every ``token``."""
     return 1 << 36 | file << 20 | page + 1
+
+
+def pattern_token(pattern: int) -> int:
+    """What ``fill`` leaves at offset 0 of a page, 0 for zeros; different from every ``token`` and ``file_token``."""
+    return 1 << 35 | pattern if pattern else 0

@@ -13,6 +13,7 @@ a value, a ``Finding``; an exception that leaves an oracle is a mistake of ours.
 ``undo``           a relocation that fails leaves what the plain move leaves
 ``rmap``           the places that a reverse-map walk finds are the places that map the folio
 ``lifetime``       reference, map, pin and swap counts recounted; use after free; leaks
+``ksm``            what the same-page scanner remembers, and the contents of the pages that it merged
 ``structure``      VMA trees, page tables against VMAs, exclusive pages
 ``accounting``     total_vm and its parts, committed pages, recounted
 ``tlb``            no translation outlives the flush that was due

@@ -4,7 +4,7 @@ Rules (mm/rmap.c): a VMA that is faulted has its anon_vma in its chain; every AV
 anon_vma's interval tree under the range that the VMA has now, exactly once; all of them share one root and none
 has been freed; VMAs with the same anon_vma have AVCs to the same anon_vmas. ``num_active_vmas`` counts the VMAs
 whose anon_vma it is, ``num_children`` the live anon_vmas whose parent it is (a root counts itself). An anon_vma
-lives as long as an AVC leads to it.
+lives as long as an AVC leads to it, or an item of the same-page scanner has a reference (it is nobody's child then).
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class AnonVmaGraph:
             self._check_active(anon_vma, step, found)
             self._check_tree(anon_vma, step, found)
         self._check_children(step, found)
+        self._check_references(step, found)
         self._check_equal_sets(step, found)
         return found
 
@@ -141,8 +142,17 @@ class AnonVmaGraph:
         elif anon_vma.num_active_vmas != active:
             detail = f"{anon_vma} has num_active_vmas {anon_vma.num_active_vmas}, and {active} VMAs"
             self._say("num_active_vmas", detail, anon_vma, step, found)
-        elif not anon_vma.rb_root:
+        elif not anon_vma.rb_root and not self._kept_by_ksm(anon_vma):
             self._say("anon_vma-leaked", f"{anon_vma} lives, and no AVC leads to it", anon_vma, step, found)
+
+    def _kept_by_ksm(self, anon_vma: AnonVma) -> bool:
+        """Has an item of the same-page scanner a reference, on this anon_vma or on one whose root it is?"""
+        return any(
+            item.anon_vma is anon_vma or (item.anon_vma is not None and item.anon_vma.root is anon_vma)
+            for slot in self._observer.machine.ksm.mm_slots
+            for item in slot.rmap_list
+            if item.head is not None
+        )
 
     def _check_children(self, step: int, found: list[Finding]) -> None:
         """Recount ``num_children`` over all live anon_vmas."""
@@ -150,17 +160,37 @@ class AnonVmaGraph:
         self._live = list(live)
         children: dict[AnonVma, int] = {}
         for anon_vma in live.values():
-            children[anon_vma.parent] = children.get(anon_vma.parent, 0) + 1
+            if anon_vma.rb_root:
+                children[anon_vma.parent] = children.get(anon_vma.parent, 0) + 1
         for anon_vma in live.values():
             counted = children.get(anon_vma, 0)
-            if anon_vma.parent.freed or anon_vma.root.freed:
+            if (anon_vma.parent.freed and anon_vma.rb_root) or anon_vma.root.freed:
                 detail = f"parent or root of {anon_vma} is freed"
                 self._say("use-after-free: anon_vma", detail, anon_vma, step, found)
+            elif not anon_vma.rb_root and not self._kept_by_ksm(anon_vma):
+                self._say("anon_vma-leaked", f"{anon_vma} lives, and no AVC leads to it", anon_vma, step, found)
             elif anon_vma.num_children != counted:
                 detail = f"{anon_vma} has num_children {anon_vma.num_children}, and {counted} children"
                 self._say("num_children", detail, anon_vma, step, found)
-            elif not anon_vma.rb_root:
-                self._say("anon_vma-leaked", f"{anon_vma} lives, and no AVC leads to it", anon_vma, step, found)
+
+    def _check_references(self, step: int, found: list[Finding]) -> None:
+        """Recount references: one while AVCs lead to it, one for each anon_vma whose root it is, one for each item."""
+        machine = self._observer.machine
+        references: dict[AnonVma, int] = {}
+        for anon_vma in machine.anon_vmas_live.values():
+            if anon_vma.rb_root:
+                references[anon_vma] = references.get(anon_vma, 0) + 1
+            if anon_vma.root is not anon_vma:
+                references[anon_vma.root] = references.get(anon_vma.root, 0) + 1
+        for slot in machine.ksm.mm_slots:
+            for item in slot.rmap_list:
+                if item.head is not None and item.anon_vma is not None:
+                    references[item.anon_vma] = references.get(item.anon_vma, 0) + 1
+        for anon_vma in machine.anon_vmas_live.values():
+            counted = references.get(anon_vma, 0)
+            if anon_vma.refcount != counted:
+                detail = f"{anon_vma} has {anon_vma.refcount} references, {counted} are accounted for"
+                self._say("anon_vma-refcount", detail, anon_vma, step, found)
 
     def _say(self, rule: str, detail: str, anon_vma: AnonVma, step: int, found: list[Finding]) -> None:
         subjects: tuple[Subject, ...] = (("anon_vma", anon_vma.serial),)

@@ -15,7 +15,7 @@ from emulator.mm_types import VM_SHARED
 from oracle.contents import LANE, pack
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP
-from oracle.observation import ACCESSES, KERNEL_ACTIVITY, Observer
+from oracle.observation import ACCESSES, ON_A_PAGE, Observer
 from oracle.specification_page import SHOWN
 from oracle.visible import UNKNOWN, Difference, Visible
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Table = dict[int, dict[int, int]]
 
-_SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY
+_SINGLE_PAGES = ACCESSES | ON_A_PAGE
 _OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin"))
-_OF_PINS = frozenset(("write", "pin_write", "gup_fast", "gup_slow"))
+_OF_PINS = frozenset(("write", "fill", "pin_write", "gup_fast", "gup_slow"))
 _NO_FRAMES: frozenset[int] = frozenset()
 _ON_RANGES = frozenset(
     (

@@ -186,7 +186,7 @@ class DifferentialOracle:
         if self.detached:
             return []
         found: list[Finding] = []
-        self._sharing_open = self._sharing_open or len(order) > 1
+        self._sharing_open = self._sharing_open or len(order) > 1 or step.ops[0].kind == "ksm_scan"
         equal = all(self._alike.get(op.proc, True) for op in step.ops)
         try:
             for number in order:
@@ -304,7 +304,7 @@ class DifferentialOracle:
         """Which pages share memory (copy-on-write): the same on both.
 
         Not compared after a collision, whose order may show in nothing but sharing, nor after an op that only one of
-        the two could do. Pages of zeros are left out, as
+        the two could do, nor once equal pages may have been merged. Pages of zeros are left out, as
         whether they have memory depends on huge pages, and so does sharing of all pages where there are any.
         """
         if self._sharing_open or any(f.order for m in (self._machine, self._reference) for f in m.phys.live.values()):

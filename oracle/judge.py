@@ -30,6 +30,7 @@ from oracle.collision import CollisionOracle
 from oracle.comparison import VisibleOracle
 from oracle.differential import DifferentialOracle, Fate, added_flags, for_reference
 from oracle.finding import Finding, Subject, distinct, finding
+from oracle.ksm import KsmOracle
 from oracle.leaves import leaves_between
 from oracle.lifetime import LifetimeOracle
 from oracle.observation import Observer
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from emulator.workload import Op, Outcome, Workload
 
 
-_PLAIN_ACCESSES = frozenset(("read", "write", "exec"))
+_PLAIN_ACCESSES = frozenset(("read", "write", "fill", "exec"))
 
 
 class Verdict(NamedTuple):
@@ -146,6 +147,7 @@ class _Run:
         self.tlb = TlbOracle(observer)
         self.lifetime = LifetimeOracle(observer)
         self.structure = StructureOracle(observer)
+        self.ksm = KsmOracle(observer)
         self.accounting = AccountingOracle(observer)
         self.visible = VisibleOracle(observer)
         self.collision = CollisionOracle(self.visible)
@@ -229,7 +231,7 @@ class _Run:
         if refusal is not None:
             return [_refused(refusal, index)]
         table = {op.proc: {op.args[0]: UNKNOWN}}
-        found = self.visible.compare(self.spec, index, table, (op,)) if op.kind == "write" else []
+        found = self.visible.compare(self.spec, index, table, (op,)) if op.kind in ("write", "fill") else []
         if not found and self.differential is not None:
             found = self.differential.check(Step((op,)), index, [outcome], (0,), {0: Fate.DONE})
         return found
@@ -249,6 +251,7 @@ class _Run:
             or self.tlb.check(index)
             or self.lifetime.check(index, step.ops)
             or self.structure.check(index)
+            or self.ksm.check(index)
         )
 
     def _meaning(self, step: Step, index: int, outcomes: list[Outcome]) -> list[Finding]:
@@ -326,6 +329,7 @@ class _Run:
             or self.tlb.check_all(index)
             or self.lifetime.check_all(index)
             or self.structure.check(index)
+            or self.ksm.check(index)
         )
         if not found:
             table = self.visible.everything(self.spec)

@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     from emulator.mm_types import Folio, Pin
     from emulator.workload import Op
 
-_CACHE_WORKERS = frozenset(("reclaim", "swap_readahead", "migrate", "madvise", "exit", "munmap"))
+_CACHE_WORKERS = frozenset(("reclaim", "swap_readahead", "migrate", "madvise", "exit", "munmap", "ksm_scan"))
 
 
 class LifetimeOracle:
     """Counts what the last step touched (``check``) or everything (``check_all``)."""
 
-    __slots__ = ("_graph", "_held", "_observer", "_pins")
+    __slots__ = ("_graph", "_held", "_ksm_ran", "_observer", "_pins")
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._graph = AnonVmaGraph(observer)
+        self._ksm_ran = False  # the same-page scanner has, or had, something to scan
         self._pins: dict[int, Pin] = {}  # as after the last step
         self._held: dict[int, list[Pin]] = {}  # head pfn to what get_user_pages gave out, after the last step
 
@@ -57,6 +58,7 @@ class LifetimeOracle:
             for slot, folio in machine.swap.cache.items():
                 slots[slot] = None
                 folios[folio.pfn] = folio
+        self._ksm_ran = self._ksm_ran or bool(machine.ksm.mm_slots)
         found = self._graph.check(step)
         for slot in slots:
             self._check_slot(slot, step, found)
@@ -232,18 +234,21 @@ class LifetimeOracle:
             found.append(finding("lifetime", "entry-leaked", detail, step))
 
     def _check_leaks(self, step: int, found: list[Finding]) -> None:
-        """The last process is gone: of its memory only what is pinned may be left."""
+        """The last process is gone: of its memory only what is pinned may be left.
+
+        And in the swap cache what was a KSM page: a fault that maps a copy of it leaves it there for reclaim.
+        """
         machine = self._observer.machine
         for folio in machine.phys.live.values():
             if folio is machine.phys.zero_folio or folio.mapping.__class__ is AddressSpace:
                 continue
-            if folio.pfn not in self._held:
+            if folio.pfn not in self._held and not (self._ksm_ran and folio.swapcache):
                 detail = f"no process is left, and {folio} is not free"
                 subjects: tuple[Subject, ...] = (("folio", folio.pfn),)
                 found.append(finding("lifetime", "folio-leaked", detail, step, subjects=subjects))
         for slot in machine.swap.count:
             folio_cached = machine.swap.cache.get(slot)
-            if folio_cached is None or folio_cached.pfn not in self._held:
+            if folio_cached is None or (folio_cached.pfn not in self._held and not self._ksm_ran):
                 detail = f"no process is left, and swap slot {slot} is not free"
                 found.append(finding("lifetime", "swap-leaked", detail, step, subjects=(("swap", slot),)))
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 _new: Final = tuple.__new__  # what a NamedTuple's constructor calls in the end
 
-ACCESSES: Final = frozenset(("read", "write", "exec", "gup_fast", "gup_slow"))
-KERNEL_ACTIVITY: Final = frozenset(("reclaim", "swap_readahead", "migrate"))
+ACCESSES: Final = frozenset(("read", "write", "fill", "exec", "gup_fast", "gup_slow"))
+ON_A_PAGE: Final = frozenset(("reclaim", "swap_readahead", "migrate"))  # kernel activity that names one
+KERNEL_ACTIVITY: Final = ON_A_PAGE | {"ksm_scan"}
 PAGE_BY_PAGE: Final = frozenset(("uffd_copy", "uffd_zeropage", "uffd_move", "uffd_poison"))
 _KEEPS_LAYOUT: Final = KERNEL_ACTIVITY | {"unpin", "pin_write"}
 

@@ -3,7 +3,8 @@
 Correct means (mm/rmap.c): for every entry that maps page i of folio F in VMA v, v has an AVC in F's anon_vma,
 standing in its interval tree under v's range, and ``v.pgoff + page of the entry in v == F.index + i``. A folio in
 the swap cache is held to the same for the swap entries that will bring it back, as swap-in reuses its mapping
-and index. After a step no migration entry is left: one that the walk could not find is a page lost.
+and index (but not what was a KSM page, see ``oracle.ksm``). After a step no migration entry is left: one that the walk
+could not find is a page lost.
 
 ``check`` looks at the entries and VMAs that the step touched; ``check_all`` walks for every folio.
 """
@@ -13,13 +14,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.hw.pte import PRESENT, PSE, SPECIAL
+from emulator.ksm_types import KsmStableNode
+from emulator.mm_types import AnonVma
 from emulator.workload import FOLL_PIN
 from oracle.finding import Finding, finding
+from oracle.ksm import KsmPlaces
 from oracle.leaves import KIND_MIGRATION, KIND_SWAP, Leaf, leaf_key
 from oracle.observation import Observer
 
 if TYPE_CHECKING:
-    from emulator.mm_types import AnonVma, AnonVmaChain, Folio, VmAreaStruct
+    from emulator.mm_types import AnonVmaChain, Folio, VmAreaStruct
 
 
 def reaches(vma: VmAreaStruct, anon_vma: AnonVma, pgoff: int) -> bool:
@@ -39,11 +43,13 @@ def other_family(vma: VmAreaStruct, anon_vma: AnonVma) -> bool:
 class RmapOracle:
     """Remembers where each folio claimed to be when it was last right, to tell who went wrong."""
 
-    __slots__ = ("_claims", "_observer", "_pinned")
+    __slots__ = ("_claims", "_ksm", "_ksm_runs", "_observer", "_pinned")
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._claims: dict[int, tuple[object, int]] = {}  # head pfn to (mapping, index), last time it was right
+        self._ksm = KsmPlaces(observer)
+        self._ksm_runs = False  # the scanner has, or had, something to scan
         self._pinned: set[int] = set()  # head pfns of folios that were pinned when the last step ended
 
     # ---- one entry
@@ -55,6 +61,7 @@ class RmapOracle:
         frames = machine.phys.frames
         cache = machine.swap.cache
         claims = self._claims
+        self._ksm_runs = self._ksm_runs or bool(machine.ksm.mm_slots)
         for leaf in self._observer.leaves:
             _, _, _, address, entry, vma = leaf
             if not entry or vma is None:
@@ -65,6 +72,10 @@ class RmapOracle:
                 pfn = entry >> 12
                 folio = frames[pfn]
                 if not folio.anon:
+                    continue
+                if folio.ksm or folio.mapping.__class__ is KsmStableNode:
+                    if self._ksm.lost(leaf, folio):
+                        found.append(self._ksm_lost(leaf, folio, step))
                     continue
                 page = pfn - folio.pfn
                 state = "present"
@@ -78,6 +89,8 @@ class RmapOracle:
                     continue
                 slot = entry >> 12
                 cached = cache.get(slot)
+                if self._ksm_runs and self._ksm.was_ksm(leaf):
+                    continue
                 if cached is None or not cached.anon or cached.mapping is None:
                     continue
                 folio = cached
@@ -139,6 +152,13 @@ class RmapOracle:
             words.append("failure injected")
         return words
 
+    def _ksm_lost(self, leaf: Leaf, folio: Folio, step: int) -> Finding:
+        detail = (
+            f"process {leaf.mm.label} maps the KSM page {folio} at {leaf.address >> 12:#x} in {leaf.vma}, "
+            "where no item of its stable node leads"
+        )
+        return finding("rmap", "unreachable", detail, step, cause="KSM page", subjects=(("folio", folio.pfn),))
+
     def _migration_entry_left(self, leaf: Leaf, step: int) -> Finding:
         pfn = leaf.entry >> 12
         folio = self._observer.machine.phys.frames[pfn]
@@ -157,7 +177,7 @@ class RmapOracle:
         if found:
             return found
         for folio in self._observer.machine.phys.live.values():
-            if folio.anon and folio.mapping is not None:
+            if folio.anon and folio.mapping.__class__ is AnonVma:
                 walked = self._walk(folio)
                 mapped = self._brute_force(folio)
                 if walked != mapped:

@@ -57,7 +57,7 @@ from emulator.uapi import (
     SIGBUS,
     SIGSEGV,
 )
-from emulator.workload import file_token
+from emulator.workload import file_token, pattern_token
 from oracle import (
     specification_attributes,
     specification_lock,
@@ -266,19 +266,34 @@ class Specification:
             f"process {op.proc} read {unpack(got)} at page {op.args[0]}, where {unpack(want)} was written",
         )
 
-    def _write(self, pages: Pages, op: Op, ret: int, token: int) -> Refusal | None:
-        number, at = op.args
-        page = pages.get(number)
+    def _store_refused(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        """What is wrong with the result of a store; None also where the store was rightly refused."""
+        page = pages.get(op.args[0])
         if page is None and self.stacks:
             page = specification_stack.grow(self, pages, op, ret)
         if page is None or not page.flags & PROT_WRITE or page.flags & GUARDED:
             return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
         if beyond_file(page):
             return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
-        if ret:
-            return wrong_result(op, ret, "success")
-        self._store(op.proc, pages, number, page, at, token)
-        return None
+        return wrong_result(op, ret, "success") if ret else None
+
+    def _write(self, pages: Pages, op: Op, ret: int, token: int) -> Refusal | None:
+        number, at = op.args
+        refusal = self._store_refused(pages, op, ret)
+        if not ret and refusal is None:
+            self._store(op.proc, pages, number, pages[number], at, token)
+        return refusal
+
+    def _fill(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
+        number, pattern = op.args
+        refusal = self._store_refused(pages, op, ret)
+        if not ret and refusal is None:
+            page = pages[number]
+            if page.other() is not None or page.flags & VM_DROPPABLE:  # what was thrown away before is nothing now
+                page = Page(page.flags, page.backing, page.content, 0 if page.flags & VM_DROPPABLE else None)
+                pages[number] = page
+            self.set_content(pages, number, page, pattern_token(pattern))
+        return refusal
 
     def _exec(self, pages: Pages, op: Op, ret: int) -> Refusal | None:
         page = pages.get(op.args[0])
@@ -432,6 +447,7 @@ _HANDLERS = {
     "fork": Specification._fork,
     "exit": Specification._exit,
     "exec": Specification._exec,
+    "fill": Specification._fill,
     "mremap": specification_mremap.mremap,
     "gup_fast": specification_pins.gup,
     "gup_slow": specification_pins.gup,
@@ -451,4 +467,5 @@ _HANDLERS = {
     "reclaim": Specification._kernel_activity,
     "swap_readahead": Specification._kernel_activity,
     "migrate": Specification._kernel_activity,
+    "ksm_scan": Specification._kernel_activity,
 }

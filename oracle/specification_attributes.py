@@ -89,7 +89,7 @@ def memory_merge(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal
 
 
 def can_merge(page: Page) -> bool:
-    """May its mapping be offered to the same-page scanner?"""
+    """May its mapping be offered to the same-page scanner? Not what others see, or what the kernel may throw away."""
     return not page.flags & VM_DROPPABLE and (page.backing is None or not page.backing.shared)
 
 

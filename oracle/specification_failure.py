@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import VM_SEALED, VM_UFFD_FLAGS
+from emulator.mm_types import VM_MERGEABLE, VM_SEALED, VM_UFFD_FLAGS
 from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
+from oracle.specification_attributes import can_merge
 from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification_madvise import EFFECTS
 from oracle.specification_mremap import (
@@ -94,6 +95,8 @@ def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[
         return [] if found is None else [[dict.fromkeys(found.numbers, found.page), dict.fromkeys(found.numbers)]]
     if ret >= 0:
         return []
+    if kind == "memory_merge" and not op.args[0]:  # what could not be taken back is given to all
+        return [[{n: with_flags(page, 0, VM_MERGEABLE)}] for n, page in pages.items() if can_merge(page)]
     if kind == "remap_file_pages" or (kind == "mmap" and op.args[3] & MAP_FIXED):
         addr, length = op.args[:2]
         return [[{n: pages[n]}, {n: None}] for n in range(addr, addr + length) if n in pages]

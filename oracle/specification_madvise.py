@@ -17,6 +17,7 @@ from emulator.mm_types import (
     VM_DROPPABLE,
     VM_HUGEPAGE,
     VM_LOCKED,
+    VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_RAND_READ,
     VM_SEALED,
@@ -42,6 +43,7 @@ from emulator.uapi import (
     MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
+    MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
     MADV_PAGEOUT,
@@ -49,12 +51,14 @@ from emulator.uapi import (
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
     MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
     MADV_WILLNEED,
     MADV_WIPEONFORK,
     PROT_READ,
     PROT_WRITE,
     result_name,
 )
+from oracle.specification_attributes import can_merge
 from oracle.specification_page import (
     GUARDED,
     Page,
@@ -117,6 +121,11 @@ def wipes_on_fork(page: Page) -> Page | int:
     return -EINVAL if page.backing is not None else with_flags(page, 0, VM_WIPEONFORK)
 
 
+def merges_if_private(page: Page) -> Page | int:
+    """What is never merged is left out, and nothing says so."""
+    return with_flags(page, 0, VM_MERGEABLE) if can_merge(page) else page
+
+
 EFFECTS: Final[dict[int, Effect]] = {
     MADV_NORMAL: keeps_flags(VM_RAND_READ | VM_SEQ_READ, 0),
     MADV_RANDOM: keeps_flags(VM_SEQ_READ, VM_RAND_READ),
@@ -126,6 +135,8 @@ EFFECTS: Final[dict[int, Effect]] = {
     MADV_FREE: may_drop,
     MADV_DONTFORK: keeps_flags(0, VM_DONTCOPY),
     MADV_DOFORK: keeps_flags(VM_DONTCOPY, 0),
+    MADV_MERGEABLE: merges_if_private,
+    MADV_UNMERGEABLE: keeps_flags(VM_MERGEABLE, 0),
     MADV_HUGEPAGE: keeps_flags(VM_NOHUGEPAGE, VM_HUGEPAGE),
     MADV_NOHUGEPAGE: keeps_flags(VM_HUGEPAGE, VM_NOHUGEPAGE),
     MADV_DONTDUMP: keeps_flags(0, VM_DONTDUMP),

@@ -84,7 +84,7 @@ def needed(op: Op) -> int:
     """The permissions of which one must be there for the access."""
     if op.kind in ("gup_fast", "gup_slow"):
         return PROT_WRITE if op.args[1] & FOLL_WRITE else PROT_READ
-    return {"write": PROT_WRITE, "exec": PROT_EXEC}.get(op.kind, VM_ACCESS_FLAGS)
+    return {"write": PROT_WRITE, "fill": PROT_WRITE, "exec": PROT_EXEC}.get(op.kind, VM_ACCESS_FLAGS)
 
 
 # ---- the heap

@@ -17,6 +17,7 @@ from emulator.mm import (
     fs_userfaultfd,
     gup,
     ksm,
+    ksm_scan,
     madvise,
     memory,
     mempolicy,
@@ -33,7 +34,7 @@ from emulator.mm import (
 )
 from emulator.mm_types import MmStruct, Pin
 from emulator.uapi import EBUSY, EINVAL, ESRCH, MAP_ANONYMOUS
-from emulator.workload import FOLL_WRITE, VMA_NAMES, Op, token
+from emulator.workload import FOLL_WRITE, VMA_NAMES, Op, pattern_token, token
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -80,6 +81,16 @@ def write(mm: MmStruct, op: Op, task: Task) -> int:
         return got
     folio, page = got
     folio.content[page][op.args[1]] = token(mm.machine.step_index, task.index)
+    return 0
+
+
+def fill(mm: MmStruct, args: tuple[int, ...]) -> int:
+    got = fault.access(mm, address(mm, args[0]), memory.FAULT_FLAG_WRITE)
+    if isinstance(got, int):
+        return got
+    folio, page = got
+    mark = pattern_token(args[1])
+    folio.content[page] = {0: mark} if mark else {}
     return 0
 
 
@@ -290,6 +301,10 @@ def do_uffd_poison(mm: MmStruct, args: tuple[int, ...]) -> int:
     return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT))
 
 
+def do_ksm_scan(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return ksm_scan.ksm_do_scan(mm.machine, args[0])
+
+
 HANDLERS = {
     "mmap": do_mmap,
     "munmap": do_munmap,
@@ -299,6 +314,7 @@ HANDLERS = {
     "fork": do_fork,
     "exit": do_exit,
     "exec": execute,
+    "fill": fill,
     "gup_fast": do_gup_fast,
     "gup_slow": do_gup_slow,
     "unpin": do_unpin,
@@ -327,4 +343,5 @@ HANDLERS = {
     "uffd_wp": do_uffd_wp,
     "uffd_move": do_uffd_move,
     "uffd_poison": do_uffd_poison,
+    "ksm_scan": do_ksm_scan,
 }

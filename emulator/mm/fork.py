@@ -5,7 +5,7 @@ Not a file of the kernel's mm/, but part of the image: dup_mmap and exit_mmap, a
 
 from __future__ import annotations
 
-from emulator.mm import fs_userfaultfd, memory_fork, mmap, munmap, rmap, vma
+from emulator.mm import fs_userfaultfd, ksm, memory_fork, mmap, munmap, rmap, vma
 from emulator.mm_types import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_WIPEONFORK, MmStruct, VmAreaStruct
 from emulator.uapi import EBUSY, ENOMEM
 
@@ -68,6 +68,8 @@ def dup_mmap(mm: MmStruct, oldmm: MmStruct) -> int:
         m.sched.point("fork.vma")
         if not old.vm_flags & VM_DONTCOPY:
             error = dup_one_vma(mm, old)
+    if not error:
+        ksm.ksm_fork(mm, oldmm)
     mm.mmap_base, mm.start_brk, mm.brk = oldmm.mmap_base, oldmm.start_brk, oldmm.brk
     mm.merge_any = oldmm.merge_any
     mm.mmap_lock.up_write()
@@ -77,6 +79,18 @@ def dup_mmap(mm: MmStruct, oldmm: MmStruct) -> int:
     if error:
         exit_mmap(mm)
     return error
+
+
+def mmput(mm: MmStruct) -> None:
+    """A user of the address space goes; with the last it ends."""
+    m = mm.machine
+    mm.mm_users -= 1
+    if mm.mm_users == 0:
+        ksm.ksm_exit(mm)
+        mm.mmap_lock.down_write()
+        exit_mmap(mm)
+        mm.mmap_lock.up_write()
+        m.flush_tlb_range(mm, 0, m.geometry.task_size)
 
 
 def sys_fork(mm: MmStruct, label: int) -> int:
@@ -89,7 +103,7 @@ def sys_fork(mm: MmStruct, label: int) -> int:
     if error:
         return error
     if label in m.procs:  # taken meanwhile, by another op of the same collision
-        exit_mmap(child)
+        mmput(child)
         return -EBUSY
     m.procs[label] = child
     return 0
@@ -100,10 +114,5 @@ def sys_exit(mm: MmStruct) -> int:
     m = mm.machine
     if m.procs.get(mm.label) is mm:
         del m.procs[mm.label]
-    mm.mm_users -= 1
-    if mm.mm_users == 0:
-        mm.mmap_lock.down_write()
-        exit_mmap(mm)
-        mm.mmap_lock.up_write()
-        m.flush_tlb_range(mm, 0, m.geometry.task_size)
+    mmput(mm)
     return 0

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from emulator.machine import Machine
 
 
-def split_folio(folio: Folio) -> int:
+def split_folio(folio: Folio, lock_at: int = 0) -> int:
     """Split a locked, referenced, anonymous large folio into small ones on the same frames.
 
-    ``m.phys.frames[folio.pfn]`` is the head page's folio afterwards: it has the caller's lock and reference.
-    0; -EBUSY: not mapped; -EAGAIN: somebody else has a reference (a pin); on an error the folio is as before,
-    but mapped by PTEs.
+    ``m.phys.frames[folio.pfn + lock_at]`` is page ``lock_at``'s folio afterwards: it has the caller's lock and
+    reference. 0; -EBUSY: not mapped; -EAGAIN: somebody else has a reference (a pin); on an error the folio is as
+    before, but mapped by PTEs.
     """
     if folio.order == 0 or not folio.anon:
         return -EINVAL
@@ -34,7 +34,7 @@ def split_folio(folio: Folio) -> int:
         rmap_unmap.try_to_migrate(folio, locked=True)
         m.sched.point("thp.folio_unmapped")
         if folio.refcount == 1 + (folio.nr_pages if folio.swapcache else 0):
-            split_unmapped_folio(m, folio)
+            split_unmapped_folio(m, folio, lock_at)
             error = 0
         else:
             migrate.remove_migration_ptes(folio, folio, locked=True)
@@ -43,7 +43,7 @@ def split_folio(folio: Folio) -> int:
     return error
 
 
-def split_unmapped_folio(m: Machine, folio: Folio) -> None:
+def split_unmapped_folio(m: Machine, folio: Folio, lock_at: int) -> None:
     """The split itself, when migration entries hold every place: nobody but the caller has a reference.
 
     Pages of zeros are given back, and the zero page is mapped in their place.
@@ -72,7 +72,8 @@ def split_unmapped_folio(m: Machine, folio: Folio) -> None:
     for page in small:
         migrate.remove_migration_ptes(page, page, locked=True, unused_to_zeropage=to_zeropage)
     m.sched.point("thp.folio_split")
-    for page in small[1:]:
-        page.lock.unlock()
-        swap_state.free_swap_cache(m, page)
-        swap.folio_put(m, page)
+    for i, page in enumerate(small):
+        if i != lock_at:
+            page.lock.unlock()
+            swap_state.free_swap_cache(m, page)
+            swap.folio_put(m, page)

@@ -4,7 +4,7 @@ Advice about pages (DONTNEED, PAGEOUT, guard regions, ...) walks page tables und
 kept in VMA flags takes it for writing and may split and merge VMAs.
 
 MADV_COLD only splits large folios, as nothing here has an age. MADV_REMOVE finds no file system that can do it.
-KSM advice and memory-failure injection are unknown here. Per-VMA locks are not modelled.
+Memory-failure injection is unknown here. Per-VMA locks are not modelled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import gup, khugepaged, madvise_walk, memory_zap, mmu_gather, rmap, swap_state, vma
+from emulator.mm import gup, khugepaged, ksm, madvise_walk, memory_zap, mmu_gather, rmap, swap_state, vma
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -56,6 +56,7 @@ from emulator.uapi import (
     MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
+    MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
     MADV_PAGEOUT,
@@ -64,6 +65,7 @@ from emulator.uapi import (
     MADV_RANDOM,
     MADV_REMOVE,
     MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
     MADV_WILLNEED,
     MADV_WIPEONFORK,
 )
@@ -86,6 +88,8 @@ VMA_FLAGS: Final = {
     MADV_HUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
     MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
 }
+
+KSM_ADVICE: Final = (MADV_MERGEABLE, MADV_UNMERGEABLE)  # kept in flags too
 
 # Advice that may throw data away: refused on sealed anonymous memory that cannot be written.
 DISCARDS: Final = (MADV_FREE, MADV_DONTNEED, MADV_REMOVE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL)
@@ -193,8 +197,13 @@ def madvise_update_vma(
         return -EINVAL
     if advice == MADV_WIPEONFORK and (area.vm_file is not None or flags & VM_SHARED):
         return -EINVAL
-    cleared, added = VMA_FLAGS[advice]
-    new_flags = flags & ~cleared | added
+    if advice in KSM_ADVICE:
+        new_flags = ksm.ksm_madvise(area, start, end, advice, flags)
+        if new_flags < 0:
+            return -EAGAIN
+    else:
+        cleared, added = VMA_FLAGS[advice]
+        new_flags = flags & ~cleared | added
     if new_flags == flags:
         return area
     changed = vma.vma_modify_flags(prev, area, start, end, new_flags)
@@ -220,7 +229,7 @@ def madvise_vma_behavior(
     """
     if not can_madvise_modify(area, advice):
         return -EPERM
-    if advice in VMA_FLAGS:
+    if advice in VMA_FLAGS or advice in KSM_ADVICE:
         return madvise_update_vma(prev, area, start, end, advice)
     if advice == MADV_COLLAPSE:
         error, lock_dropped = khugepaged.madvise_collapse(area, start, end)
@@ -276,7 +285,7 @@ def madvise_walk_vmas(mm: MmStruct, start: int, end: int, visit: Visit) -> int:
 def known_advice(mm: MmStruct, advice: int) -> bool:
     if advice in mm.machine.profile.advice_unknown:
         return False
-    return advice in VMA_FLAGS or advice in (
+    return advice in VMA_FLAGS or advice in KSM_ADVICE or advice in (
         MADV_REMOVE, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT,
         MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_COLLAPSE,
     )  # fmt: skip
@@ -325,7 +334,7 @@ def madvise_set_anon_name(mm: MmStruct, start: int, length: int, name: str | Non
 
 def takes_write_lock(advice: int) -> bool:
     """get_lock_mode: what is kept in VMA flags is written under mmap_lock for writing."""
-    return advice in VMA_FLAGS
+    return advice in VMA_FLAGS or advice in KSM_ADVICE
 
 
 def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:

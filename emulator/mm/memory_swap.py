@@ -26,7 +26,7 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import memory, memory_wp, rmap_counts, swap, swap_state, userfaultfd_k
+from emulator.mm import ksm, memory, memory_wp, rmap_counts, swap, swap_state, userfaultfd_k
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_LOCKED, VM_WRITE, Folio
 
@@ -74,7 +74,9 @@ def should_try_to_free_swap(vmf: memory.VmFault, folio: Folio, references: int) 
         return False
     if vmf.vma.vm_flags & VM_LOCKED:
         return True
-    return bool(vmf.flags & memory.FAULT_FLAG_WRITE) and folio.refcount == references + folio.nr_pages
+    if folio.ksm or not vmf.flags & memory.FAULT_FLAG_WRITE:
+        return False
+    return folio.refcount == references + folio.nr_pages
 
 
 def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
@@ -97,7 +99,7 @@ def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
     if m.profile.swap_freed_before_mapping and should_try_to_free_swap(vmf, folio, 1):
         swap_state.folio_free_swap(m, folio)
     flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | orig & (SOFT_DIRTY | UFFD_WP)
-    exclusive = exclusive or folio.refcount == 1
+    exclusive = not folio.ksm and (exclusive or folio.refcount == 1)
     if exclusive and vma.vm_flags & VM_WRITE and not userfaultfd_k.userfaultfd_pte_wp(vma, flags):
         flags |= RW
         if vmf.flags & memory.FAULT_FLAG_WRITE:
@@ -153,6 +155,25 @@ def folio_lock_or_retry(vmf: memory.VmFault, folio: Folio) -> bool:
     return False
 
 
+def map_found_page(vmf: memory.VmFault, folio: Folio, mapped: Folio, swap_slot: int) -> None:
+    """Map the swap cache's folio, or a copy of it, and unlock it. The table is locked, and stays so."""
+    m = vmf.m
+    if mapped is not folio:
+        mapped.swap = swap_slot
+        map_swapped_pages(vmf, mapped, 0)
+        mapped.swap = 0
+        mapped.lock.unlock()
+        m.sched.point("fault.swap_mapped")
+        folio.lock.unlock()
+        swap.folio_put(m, folio)
+        return
+    nr = map_swapped_pages(vmf, folio, swap_slot - folio.swap)
+    m.sched.point("fault.swap_mapped")
+    if not m.profile.swap_freed_before_mapping and should_try_to_free_swap(vmf, folio, nr):
+        swap_state.folio_free_swap(m, folio)
+    folio.lock.unlock()
+
+
 def do_swap_page(vmf: memory.VmFault) -> int:
     """The entry was not present when it was read. Bring a swapped-out page back; VM_FAULT_RETRY for migration."""
     orig = vmf.orig_pte
@@ -180,17 +201,23 @@ def do_swap_page(vmf: memory.VmFault) -> int:
         swap.folio_put(m, folio)
         return memory.VM_FAULT_RETRY
     m.sched.point("fault.folio_locked")
-    if not swap_state.folio_matches_swap_entry(folio, swap_slot) or not memory.pte_lock_same(vmf):
-        if folio.swapcache:
+    mapped = folio if swap_state.folio_matches_swap_entry(folio, swap_slot) else None
+    if mapped is not None:
+        mapped = ksm.ksm_might_need_to_copy(folio, vmf.vma, vmf.address)
+        if mapped is None:
+            folio.lock.unlock()
+            swap.folio_put(m, folio)
+            return memory.VM_FAULT_OOM
+    if mapped is None or not memory.pte_lock_same(vmf):
+        if mapped is not None and mapped is not folio:
+            mapped.lock.unlock()
+            swap.folio_put(m, mapped)
+        elif folio.swapcache:
             swap_state.folio_free_swap(m, folio)
         folio.lock.unlock()
         swap.folio_put(m, folio)
         return 0
-    nr = map_swapped_pages(vmf, folio, swap_slot - folio.swap)
-    m.sched.point("fault.swap_mapped")
-    if not m.profile.swap_freed_before_mapping and should_try_to_free_swap(vmf, folio, nr):
-        swap_state.folio_free_swap(m, folio)
-    folio.lock.unlock()
+    map_found_page(vmf, folio, mapped, swap_slot)
     if vmf.flags & memory.FAULT_FLAG_WRITE:
         return memory_wp.do_wp_page(vmf)
     vmf.table.ptl.unlock()

@@ -24,7 +24,7 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import page_vma_mapped, rmap, rmap_counts, rmap_unmap, swap, swap_state, vmscan
+from emulator.mm import ksm, page_vma_mapped, rmap, rmap_counts, rmap_unmap, swap, swap_state, vmscan
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_LOCKED, AddressSpace, AnonVma, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import EAGAIN, ENOMEM
@@ -96,6 +96,7 @@ def folio_migrate_mapping(m: Machine, dst: Folio, src: Folio, expected: int) -> 
     dst.index = src.index
     dst.mapping = mapping
     dst.anon = src.anon
+    dst.ksm = src.ksm
     dst.dirty = src.dirty
     dst.uptodate = src.uptodate
     dst.swapbacked = src.swapbacked
@@ -125,7 +126,10 @@ def move_to_new_folio(m: Machine, dst: Folio, src: Folio) -> int:
     for i, page in enumerate(src.content):
         dst.content[i] = dict(page)
     m.sched.point("migrate.copied")
-    return folio_migrate_mapping(m, dst, src, expected)
+    error = folio_migrate_mapping(m, dst, src, expected)
+    if not error and src.ksm:
+        ksm.folio_migrate_ksm(dst, src)
+    return error
 
 
 def migrate_folio(m: Machine, src: Folio) -> int:
@@ -138,7 +142,7 @@ def migrate_folio(m: Machine, src: Folio) -> int:
     dst.lock.lock()
     m.sched.point("migrate.folio_locked")
     # while no entry maps the folio, its anon_vma could go away under it
-    anon_vma: AnonVma | None = rmap.folio_get_anon_vma(src) if src.anon else None
+    anon_vma: AnonVma | None = rmap.folio_get_anon_vma(src) if src.anon and not src.ksm else None
     was_mapped = src.mapped() and src.mapping is not None
     if was_mapped:
         rmap_unmap.try_to_migrate(src)

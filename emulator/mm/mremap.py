@@ -6,7 +6,17 @@ The page-table half of mm/mremap.c stands in ``mremap_tables.py``.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import fs_userfaultfd, gup_populate, mmap, mremap_tables, munmap, rmap, userfaultfd_k, vma
+from emulator.mm import (
+    fs_userfaultfd,
+    gup_populate,
+    ksm,
+    mmap,
+    mremap_tables,
+    munmap,
+    rmap,
+    userfaultfd_k,
+    vma,
+)
 from emulator.mm_types import (
     VM_ACCOUNT,
     VM_DONTEXPAND,
@@ -25,6 +35,7 @@ from emulator.uapi import (
     EINVAL,
     ENOMEM,
     EPERM,
+    MADV_UNMERGEABLE,
     MAP_FIXED,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
@@ -135,14 +146,15 @@ def vrm_stat_account(vrm: VmaRemapStruct, length: int) -> None:
 
 
 def prep_move_vma(vrm: VmaRemapStruct) -> int:
-    """Can the source be cut where the move needs it?"""
+    """Can the source be cut where the move needs it? KSM pages are unmerged, as nothing would find them elsewhere."""
     if vrm.mm.map_count >= vrm.mm.machine.profile.max_map_count - 3:
         return -ENOMEM
     source = vrm.source()
     cut = source.vm_start != vrm.addr or source.vm_end != vrm.addr + vrm.old_len
     if cut and source.vm_ops is not None and not source.vm_ops.may_split:
         return -EINVAL
-    return 0
+    flags = source.vm_flags  # they stay: the scanner may merge pages here and in the new place again
+    return min(0, ksm.ksm_madvise(source, vrm.addr, vrm.addr + vrm.old_len, MADV_UNMERGEABLE, flags))
 
 
 def unmap_source_vma(vrm: VmaRemapStruct) -> None:

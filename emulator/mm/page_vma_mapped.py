@@ -36,8 +36,9 @@ def page_vma_mapped_walk(
     """
     mm = vma.vm_mm
     g = mm.machine.geometry
-    last = vma.vm_start + ((folio.index + folio.nr_pages - vma.vm_pgoff) << PAGE_SHIFT)
-    end = min(vma.vm_end, last)
+    end = address + PAGE_SIZE  # the index of a KSM folio, which is always small, says nothing
+    if folio.order:
+        end = min(vma.vm_end, vma.vm_start + ((folio.index + folio.nr_pages - vma.vm_pgoff) << PAGE_SHIFT))
     sync = sync or migration
     while address < end:
         stop = min(end, (address & g.pmd_mask) + g.pmd_size)

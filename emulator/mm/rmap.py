@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
+from emulator.mm import ksm
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
     AddressSpace,
@@ -312,7 +313,7 @@ def anon_vma_interval_tree_post_update_vma(vma: VmAreaStruct) -> None:
 
 
 def folio_anon_vma(folio: Folio) -> AnonVma | None:
-    """What the mapping of an anonymous folio says; it must be alive while the folio is mapped."""
+    """What the mapping of an anonymous folio says; it must be alive while the folio is mapped. None: a KSM folio."""
     anon_vma = folio.mapping
     if not folio.anon or not isinstance(anon_vma, AnonVma):
         return None
@@ -393,7 +394,9 @@ def rmap_walk(folio: Folio, visit: Visit, *, mapped_only: bool = False) -> None:
     anon_vma stays: with a reference, or because entries that name the folio are left in its VMAs.
     """
     check_folio_locked(folio)
-    if folio.anon:
+    if folio.ksm:
+        ksm.rmap_walk_ksm(folio, visit)
+    elif folio.anon:
         if mapped_only:
             anon_vma = folio_lock_anon_vma_read(folio)
             if anon_vma is None:
@@ -407,16 +410,15 @@ def rmap_walk(folio: Folio, visit: Visit, *, mapped_only: bool = False) -> None:
             anon_vma_lock_read(anon_vma)
         rmap_walk_anon(folio, visit, anon_vma)
         anon_vma_unlock_read(anon_vma)
-        return
-    mapping = folio.mapping
-    if isinstance(mapping, AddressSpace):
+    elif isinstance(folio.mapping, AddressSpace):
+        mapping = folio.mapping
         mapping.i_mmap_rwsem.down_read()
         rmap_walk_file(folio, visit, mapping)
         mapping.i_mmap_rwsem.up_read()
 
 
 def rmap_walk_locked(folio: Folio, visit: Visit) -> None:
-    """As ``rmap_walk``; the caller holds the rmap lock."""
+    """As ``rmap_walk``; the caller holds the rmap lock. Not for KSM folios, which have no single one."""
     check_folio_locked(folio)
     mapping = folio.mapping
     if folio.anon:

@@ -37,7 +37,7 @@ def folio_rmap_sanity_checks(folio: Folio, vma: VmAreaStruct) -> None:
     if folio is m.phys.zero_folio:
         m.warn("rmap-zero-page", "a mapping of the zero page was counted", folio)
     mapping = folio.mapping
-    if folio.anon and (not isinstance(mapping, AnonVma) or mapping.freed):
+    if folio.anon and not folio.ksm and (not isinstance(mapping, AnonVma) or mapping.freed):
         m.warn("rmap-anon-vma-freed", f"the mappings of {folio} change, and its anon_vma is gone", folio)
 
 
@@ -97,7 +97,12 @@ def folio_add_new_anon_rmap_pmd(folio: Folio, vma: VmAreaStruct, address: int, e
 
 
 def check_anon_rmap(folio: Folio, page: int, vma: VmAreaStruct, address: int) -> None:
-    """__page_check_anon_rmap: the folio's mapping and index must be those of the place where it is mapped."""
+    """__page_check_anon_rmap: the folio's mapping and index must be those of the place where it is mapped.
+
+    Those of a KSM folio say nothing of places.
+    """
+    if folio.ksm:
+        return
     mapping = folio.mapping
     own = vma.anon_vma
     same_root = isinstance(mapping, AnonVma) and own is not None and mapping.root is own.root

@@ -61,6 +61,12 @@ POINTS: Final[dict[str, str]] = {
     "gup_fast.walked": "the walk is over, interrupts are on; write_protect_seq is not looked at again yet",
     "gup_slow.faulting": "nothing suitable is mapped: a fault is about to be handled, under mmap_lock",
     "gup_slow.locked": "mmap_lock is held for reading",
+    # same-page merging
+    "ksm.break": "a place maps a KSM page that is to be replaced by one of its own, under mmap_lock",
+    "ksm.merged": "a page is mapped read-only as a KSM page; it is not listed at a stable node yet, no lock is held",
+    "ksm.page_found": "the scanner has a reference on a page, and no lock",
+    "ksm.pte_cleared": "an entry is cleared and flushed, the references of its page not counted yet",
+    "ksm.write_protected": "a page is mapped read-only and clean, and is not merged yet; it is locked",
     # madvise
     "madvise.guard_zap": "pages stand where a guard region is to be installed; they are not zapped yet",
     "madvise.guards_removed": "guard markers are gone, and what the VMA says of them has not changed yet (a design's)",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator import uapi
 from emulator.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_DONTUNMAP, MREMAP_FIXED, result_name
-from emulator.workload import OFFSETS_MAX, OPS, Domain, token
+from emulator.workload import OFFSETS_MAX, OPS, Domain, pattern_token, token
 from fuzz.export.expectation import FILE_TOKENS
 from oracle.observation import KERNEL_ACTIVITY
 
@@ -175,6 +175,11 @@ def _write(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(store({page}, {at}, {token(number, 0)}), {_result(outcome)});"
 
 
+def _fill(op: Op, outcome: Outcome, number: int) -> str:
+    page, pattern = op.args
+    return f"expect(fill({page}, {hex(pattern_token(pattern))}), {_result(outcome)});"
+
+
 def _exec(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(fetch({op.args[0]}), {_result(outcome)});"
 
@@ -206,6 +211,7 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "exit": _exit,
     "read": _read,
     "write": _write,
+    "fill": _fill,
     "exec": _exec,
 }
 

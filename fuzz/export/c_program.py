@@ -16,8 +16,17 @@ from jinja2 import Environment, StrictUndefined
 
 from emulator import uapi
 from emulator.errors import UsageError
-from emulator.uapi import MADV_HUGEPAGE, MADV_NOHUGEPAGE, PROT_EXEC, PROT_READ, PROT_WRITE
-from emulator.workload import FILE_PAGES, PROCS_MAX
+from emulator.uapi import (
+    MADV_COLLAPSE,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_UNMERGEABLE,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+)
+from emulator.workload import FILE_PAGES, OFFSETS_MAX, PROCS_MAX
 from fuzz.export import c_calls
 from fuzz.export.c_calls import EMITTERS
 from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_at
@@ -73,6 +82,7 @@ def export(workload: Workload, stem: str, profile: str) -> str:
         file_pages=FILE_PAGES,
         file_mark=hex(FILE_TOKENS),
         place=SUB_PAGE,
+        places=OFFSETS_MAX,
         processes=PROCS_MAX,
         uses=_uses(expected, text, alone),
     )
@@ -100,22 +110,24 @@ def _template() -> Template:
 def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     """Which parts of the template the program needs: functions by what the body calls."""
     called = set(_CALLED.findall(body))
-    uses = {
-        name: name in called
-        for name in ("expect", "expect_page", "expect_words", "layout", "load", "store", "fetch", "fork_process")
-    }
+    functions = (
+        "expect", "expect_page", "expect_words", "layout", "load", "store", "fill", "fetch", "fork_process",
+    )  # fmt: skip
+    uses = {name: name in called for name in functions}
     ops = [step.op for step in expected.steps]
     areas = [area for step in expected.steps for areas in step.layouts.values() for area in areas]
     advice = [op.args[2] for op in ops if op.kind == "madvise"]
     uses["result"] = bool(called & {"expect", "expect_page", "expect_words"})
-    uses["access"] = bool(called & {"load", "store", "fetch"})
+    uses["store"] = bool(called & {"store", "fill"})
+    uses["access"] = bool(called & {"load", "store", "fill", "fetch"})
     uses |= {name: name in called for name in EMITTERS if name.startswith("uffd_")}
     uses["userfaultfd"] = any(name.startswith(("uffd_", "userfaultfd")) for name in called)
     uses["processes"] = not alone
     uses["files"] = any(op.kind == "mmap" and op.args[4] for op in ops)
     uses["exec"] = any(c_calls.prots(op) & PROT_EXEC for op in ops)
     uses["exec_only"] = any(area.prot == PROT_EXEC for area in areas)
-    uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE} & set(advice))
+    uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE} & set(advice))
+    uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice))
     uses["huge"] = any(_holds_huge_page(area) for area in areas)
     return uses
 

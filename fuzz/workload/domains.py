@@ -19,9 +19,11 @@ from emulator.workload import (
     MAP_FLAGS_ALLOWED,
     OFFSETS_MAX,
     OPS,
+    PATTERNS_MAX,
     PINS_MAX,
     POLICIES,
     PROCS_MAX,
+    SCAN_MAX,
     UFFD_FEATURES_ALLOWED,
     VMA_NAMES,
     Domain,
@@ -85,6 +87,8 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.UFFD_COPY_MODE: range(4),
     Domain.UFFD_WP_MODE: range(4),
     Domain.UFFD_MOVE_MODE: range(4),
+    Domain.PATTERN: range(PATTERNS_MAX),
+    Domain.SCAN: range(SCAN_MAX + 1),
 }
 
 FLAG_MASKS: Final[dict[Domain, int]] = {

@@ -25,6 +25,7 @@ from emulator.uapi import (
     MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
+    MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
     MADV_PAGEOUT,
@@ -32,6 +33,7 @@ from emulator.uapi import (
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
     MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
     MADV_WILLNEED,
     MADV_WIPEONFORK,
     MAP_DROPPABLE,
@@ -66,6 +68,7 @@ from emulator.workload import (
     OFFSETS_MAX,
     OPS,
     POLICIES,
+    SCAN_MAX,
     STEPS_MAX,
     UFFD_FEATURES_ALLOWED,
     VMA_NAMES,
@@ -120,6 +123,8 @@ WEIGHTS: Final[dict[str, int]] = {
     "uffd_wp": 6,
     "uffd_move": 8,
     "uffd_poison": 1,
+    "fill": 4,
+    "ksm_scan": 3,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -154,12 +159,14 @@ COMPANIONS: Final[dict[str, int]] = {
     "userfaultfd": 2,
     "uffd_close": 3,
     "uffd_register": 2,
-    "uffd_unregister": 2,
+    "uffd_unregister": 3,
     "uffd_copy": 3,
     "uffd_zeropage": 2,
     "uffd_wp": 4,
     "uffd_move": 5,
     "uffd_poison": 2,
+    "fill": 2,
+    "ksm_scan": 3,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
 _SELDOM: Final = frozenset(
@@ -189,7 +196,7 @@ _USERFAULTFD_SHARE: Final = 0.15  # of the workloads have any of it, and then al
 _FEATURES_FIRST: Final = 0.6  # of those begin with a userfaultfd that has features
 _REGISTERED: Final = ("uffd_unregister", "uffd_zeropage", "uffd_wp", "uffd_poison")  # where something is registered
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
-_NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write")  # no system calls
+_NOT_INJECTED: Final = ("exit", "unpin", "pin_write", "exec", "read", "write", "fill")  # no system calls
 # How often an op gets company, which makes about one step in five a collision: those that change mappings
 # and the reverse map more often than those that only touch a page.
 _COLLIDE: Final = {
@@ -429,7 +436,7 @@ class Generator:
         if domain is Domain.ADVICE:
             return rng.choice(
                 (MADV_DONTNEED, MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-                 MADV_COLLAPSE)
+                 MADV_COLLAPSE, MADV_MERGEABLE, MADV_UNMERGEABLE)
             )
         if domain is Domain.GUP_FLAGS:
             return rng.choice(
@@ -454,6 +461,10 @@ class Generator:
             return rng.choice((UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_WP, 0, rng.randrange(4)))
         if domain in _ANY_OF:
             return rng.randrange(_ANY_OF[domain])
+        if domain is Domain.PATTERN:
+            return rng.choice((1, 1, 2, 0))
+        if domain is Domain.SCAN:
+            return 0 if rng.random() < 0.8 else rng.randint(1, SCAN_MAX)
         labels = sketch.labels
         if domain is Domain.NEW_PROC:
             choices = labels.free_procs()

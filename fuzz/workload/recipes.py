@@ -191,6 +191,22 @@ _TEXTS: Final[dict[str, str]] = {
         write addr=a+n+m+m at=0
         mremap addr=a old_len=n+n+m+m new_len=n+n+m+m flags=maymove|fixed|x new_addr=d
     """,
+    "equal pages, merged": """
+        mmap addr=a len=n prot=rw flags=private|fixed
+        madvise addr=a len=n advice=mergeable
+        fill addr=a pattern=1
+        fill addr=a+1 pattern=1
+        ksm_scan pages=0
+        ksm_scan pages=0
+    """,
+    "equal pages of a parent and a child": """
+        mmap addr=a len=n prot=rw flags=private|fixed
+        madvise addr=a len=n advice=mergeable
+        fill addr=a pattern=1
+        fork child=c
+        c: fill addr=a+n-1 pattern=1
+        ksm_scan pages=0
+    """,
     "small pages, collapsed": """
         mmap addr=H len=h+h prot=rw flags=private|fixed
         write addr=H+j at=0
@@ -236,7 +252,9 @@ _TEXTS: Final[dict[str, str]] = {
     """,
 }
 
-_NUMBERS: Final = (Domain.PAGE, Domain.LENGTH, Domain.NEW_PROC, Domain.NEW_PIN, Domain.PIN)
+_NUMBERS: Final = (
+    Domain.PAGE, Domain.LENGTH, Domain.NEW_PROC, Domain.NEW_PIN, Domain.PIN, Domain.PATTERN, Domain.SCAN,
+)  # fmt: skip
 _TERM = re.compile(r"([+-]?)([A-Za-z]|\d+)")
 _EXTRA: Final = "|x"
 

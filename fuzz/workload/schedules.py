@@ -24,12 +24,13 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "munmap": (("zap",), ("thp", "anon_vma", "rmap")),
     "mremap": (("relocate",), ("munmap", "zap", "merge", "anon_vma", "thp", "rmap")),
     "mprotect": ((), ("merge", "anon_vma", "thp", "rmap")),
-    "madvise": (("zap", "reclaim"), ("unmap", "merge", "anon_vma", "thp", "rmap")),
+    "madvise": (("zap", "reclaim"), ("unmap", "merge", "anon_vma", "thp", "rmap", "ksm")),
     "collapse": ((), ("fault", "swapin")),  # madvise, but no advice else does anything like it
     "fork": ((), ("anon_vma", "thp", "rmap")),
     "exit": ((), ("zap", "thp", "anon_vma", "rmap")),
     "read": (("fault",), ("swapin", "thp", "rmap")),
     "write": (("fault",), ("swapin", "anon_vma", "thp", "rmap")),
+    "fill": (("fault",), ("swapin", "anon_vma", "thp", "rmap")),
     "exec": (("fault",), ("swapin", "thp", "rmap")),
     "gup_fast": ((), ("gup_slow", "fault", "swapin", "anon_vma", "thp")),
     "gup_slow": (("fault",), ("swapin", "anon_vma", "thp")),
@@ -45,7 +46,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "munlockall": (("mlock",), ("merge", "anon_vma", "rmap")),
     "mseal": ((), ("merge", "anon_vma", "rmap")),
     "set_vma_name": ((), ("madvise", "merge", "anon_vma", "rmap")),
-    "memory_merge": ((), ()),
+    "memory_merge": (("ksm",), ("fault",)),
     "mbind": ((), ("merge", "anon_vma", "rmap")),
     "pkey_mprotect": (("mprotect",), ("merge", "anon_vma", "thp", "rmap")),
     "remap_file_pages": ((), ("mmap", "munmap", "zap", "populate", "merge", "fault", "rmap")),
@@ -59,9 +60,12 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "uffd_wp": (("uffd", "mprotect"), ("thp",)),
     "uffd_move": (("uffd", "uffd_move"), ("anon_vma", "thp", "rmap")),
     "uffd_poison": (("uffd",), ("anon_vma",)),
+    "ksm_scan": (("ksm",), ("fault", "thp", "rmap")),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
-_LONG: Final = frozenset(("mremap", "fork", "munmap", "madvise", "reclaim", "migrate", "uffd_move", "uffd_copy"))
+_LONG: Final = frozenset(
+    ("mremap", "fork", "munmap", "madvise", "reclaim", "migrate", "uffd_move", "uffd_copy", "ksm_scan")
+)
 _LONG_FIRST: Final = 0.6
 _DESIGN: Final = 0.7  # of the stops of an mremap are at points that only a design has
 

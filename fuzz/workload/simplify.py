@@ -22,7 +22,9 @@ from fuzz.workload.domains import FLAG_MASKS, OP_DOMAINS, all_ops, map_ops
 
 # What people expect to read counts as plain: memory that can be used, at the address that the op says.
 _USUAL: Final = {Domain.PROT: PROT_READ | PROT_WRITE, Domain.MAP_FLAGS: MAP_PRIVATE | MAP_FIXED}
-_PLAINER_KIND: Final = dict.fromkeys(("write", "exec", "reclaim", "migrate", "swap_readahead"), "read")
+_PLAINER_KIND: Final = dict.fromkeys(
+    ("write", "fill", "exec", "reclaim", "migrate", "swap_readahead"), "read"
+)
 _TWO_PLACES: Final = ("uffd_copy", "uffd_move")  # (destination, source, length, mode)
 # A length of 0 is an error in most calls: plain only when nothing else does it.
 _EMPTY: Final = 1 << 20
@@ -31,6 +33,8 @@ _SMALLER: Final = (
     Domain.FILE,
     Domain.FILE_OFFSET,
     Domain.OFFSET,
+    Domain.PATTERN,
+    Domain.SCAN,
 )
 
 

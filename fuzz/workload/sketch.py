@@ -137,7 +137,7 @@ class Sketch:
             self.touched[args[0]] = list(self.touched[op.proc])
         elif kind == "exit":
             del self.spaces[op.proc]
-        elif kind == "write" or (kind in ("gup_fast", "gup_slow") and args[1] & FOLL_WRITE):
+        elif kind in ("write", "fill") or (kind in ("gup_fast", "gup_slow") and args[1] & FOLL_WRITE):
             touched = self.span_at(op.proc, args[0])
             if touched is not None:
                 touched.faulted = True

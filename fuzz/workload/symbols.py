@@ -79,6 +79,8 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("free", uapi.MADV_FREE),
         ("dontfork", uapi.MADV_DONTFORK),
         ("dofork", uapi.MADV_DOFORK),
+        ("mergeable", uapi.MADV_MERGEABLE),
+        ("unmergeable", uapi.MADV_UNMERGEABLE),
         ("hugepage", uapi.MADV_HUGEPAGE),
         ("nohugepage", uapi.MADV_NOHUGEPAGE),
         ("dontdump", uapi.MADV_DONTDUMP),

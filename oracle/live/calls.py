@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MCL_CURRENT, MREMAP_DONTUNMAP, MREMAP_FIXED
-from emulator.workload import OPS, POLICIES, VMA_NAMES, Domain, Op, Workload
+from emulator.workload import OFFSETS_MAX, OPS, POLICIES, VMA_NAMES, Domain, Op, Workload, pattern_token
 from oracle.live import userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.userfault import NEEDS_A_READER, Userfault
@@ -184,6 +184,12 @@ def _write(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.store(address(args[0]), args[1], token), None
 
 
+def _fill(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    words = [pattern_token(args[1]), *[0] * (OFFSETS_MAX - 1)]
+    results = [context.processor.store(address(args[0]), at, word) for at, word in enumerate(words)]
+    return results[0], None
+
+
 def _exec(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.fetch(address(args[0])), None
 
@@ -244,6 +250,7 @@ CALLS: Final[dict[str, Run]] = {
     "remap_file_pages": _remap_file_pages,
     "read": _read,
     "write": _write,
+    "fill": _fill,
     "exec": _exec,
     "userfaultfd": _userfaultfd,
     "uffd_close": _uffd_close,

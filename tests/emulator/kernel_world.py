@@ -14,7 +14,9 @@ from emulator.designs.relocate_anon import RelocateAnon
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL, is_migration, is_swap, pte_pfn, softleaf_value
+from emulator.hw.pte import RW as PTE_RW
 from emulator.image import KernelImage
+from emulator.ksm_types import KsmStableNode
 from emulator.machine import Machine
 from emulator.mm_types import VM_ACCOUNT, AnonVma, Folio, MmStruct, VmAreaStruct
 from emulator.profile import PROFILES, Profile
@@ -243,10 +245,19 @@ def check_page_tables(world: World, mm: MmStruct) -> None:
             assert not folio.freed
             if not folio.anon:
                 continue
+            if folio.ksm:
+                assert folio.mapping is None or folio.mapping in ksm_nodes(world), folio
+                assert not entry & PTE_RW, f"the KSM page {folio} is writable at {where:#x}"
+                continue
             index = folio.index + pfn - folio.pfn
             assert index == vma.vm_pgoff + ((where - vma.vm_start) >> PAGE_SHIFT), f"{folio} in {vma}"
             assert isinstance(folio.mapping, AnonVma)
             assert any(avc.anon_vma is folio.mapping for avc in vma.anon_vma_chain), f"{folio} in {vma}"
+
+
+def ksm_nodes(world: World) -> list[KsmStableNode]:
+    """Every node of the stable tree."""
+    return [node for nodes in world.machine.ksm.stable_tree.values() for node in nodes]
 
 
 def check_files(world: World) -> None:

@@ -220,7 +220,7 @@ def test_recipes(recipe: Recipe) -> None:
         workload = Workload(geometry, tuple([Step((op,)) for op in expand(recipe, symbols, 0)]))
         assert is_valid(workload)
         for sketch, op in replay(workload):
-            if op.kind not in ("mmap", "fork", "exit"):
+            if op.kind not in ("mmap", "fork", "exit", "ksm_scan"):
                 assert sketch.span_at(op.proc, op.args[0]) is not None, op
         if any(line.extra_at >= 0 for line in recipe.lines):
             assert any(op.kind == "mremap" and op.args[3] & RELOCATE for op in all_ops(workload))

@@ -23,6 +23,7 @@ from emulator.hw.pte import (
     mk_pte,
     mk_softleaf,
 )
+from emulator.ksm_types import KsmMmSlot, KsmRmapItem, KsmStableNode
 from emulator.machine import Machine
 from emulator.mm_types import (
     GUP_PIN_COUNTING_BIAS,
@@ -106,6 +107,7 @@ class World:
             anon_vma.root = parent.root
             anon_vma.parent = parent
             parent.num_children += 1
+            parent.root.refcount += 1
         return anon_vma
 
     def link(self, vma: VmAreaStruct, anon_vma: AnonVma) -> AnonVmaChain:
@@ -191,6 +193,32 @@ class World:
         slot = (number >> order) & self.machine.geometry.index_mask
         table.set(slot, mk_pte(folio.pfn, USER | RW | DIRTY | 1 << 5))
         return folio
+
+    def ksm_page(self, *places: tuple[VmAreaStruct, int], token: int = 7) -> KsmStableNode:
+        """A merged page mapped at these virtual pages, the first of them the last one met; each has an item."""
+        ksm = self.machine.ksm
+        vma, number = places[0]
+        folio = self.page(vma, number, token, exclusive=False)
+        self.store(number, mk_pte(folio.pfn, USER), mm=vma.vm_mm)
+        for vma, number in places[1:]:
+            self.share(folio, vma, number)
+        folio.ksm = True
+        node = KsmStableNode(folio, ((0, token),))
+        folio.mapping = node
+        ksm.stable_tree[node.contents] = [node]
+        for vma, number in places:
+            slot = ksm.slot_of(vma.vm_mm)
+            if slot is None:
+                slot = KsmMmSlot(vma.vm_mm)
+                ksm.mm_slots.append(slot)
+            item = KsmRmapItem(vma.vm_mm, number << 12)
+            slot.rmap_list.append(item)
+            item.head = node
+            item.anon_vma = vma.anon_vma
+            assert item.anon_vma is not None
+            item.anon_vma.refcount += 1
+            node.hlist.insert(0, item)
+        return node
 
     def zero_page(self, vma: VmAreaStruct, number: int) -> None:
         self.store(number, mk_pte(self.machine.phys.zero_folio.pfn, USER | SPECIAL), mm=vma.vm_mm)

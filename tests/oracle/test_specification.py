@@ -18,8 +18,8 @@ from emulator.uapi import (
     MADV_COLLAPSE,
     MADV_DONTNEED,
     MADV_HUGEPAGE,
-    MADV_MERGEABLE,
     MADV_PAGEOUT,
+    MADV_REMOVE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
@@ -38,7 +38,16 @@ from emulator.uapi import (
     SIGBUS,
     SIGSEGV,
 )
-from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Op, Outcome, file_token
+from emulator.workload import (
+    FILE_PAGES,
+    FOLL_LONGTERM,
+    FOLL_PIN,
+    FOLL_WRITE,
+    Op,
+    Outcome,
+    file_token,
+    pattern_token,
+)
 from oracle.contents import pack_data, unpack
 from oracle.specification import Specification
 from oracle.specification_failure import settle
@@ -113,6 +122,24 @@ def test_write_read_and_signals(bench: Bench) -> None:
     assert bench.refuses("write", 10, 0, ret=SIGSEGV).rule == "result"
     assert bench.refuses("write", 12, 0, ret=0).rule == "result"
     assert bench.refuses("read", 10, ret=SIGBUS).rule == "result"
+
+
+def test_fill_is_a_store_all_over_the_page(bench: Bench) -> None:
+    """It gives what a write gives, also as a signal, and leaves the pattern and nothing else."""
+    bench.map(10, 1)
+    bench.map(11, 1, PROT_READ)
+    bench.map(12, 1, file=1, off=FILE_PAGES)
+    bench.do("write", 10, 3)
+    bench.do("fill", 10, 1)
+    assert bench.content(10) == ((0, pattern_token(1)),)
+    bench.do("fill", 10, 0)
+    assert bench.content(10) == ()
+    bench.do("fill", 11, 1, ret=SIGSEGV)
+    bench.do("fill", 12, 1, ret=SIGBUS)
+    bench.do("fill", 13, 1, ret=SIGSEGV)
+    assert bench.content(11) == ()
+    assert bench.refuses("fill", 10, 1, ret=SIGSEGV).rule == "result"
+    assert bench.refuses("fill", 11, 1).rule == "result"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +291,7 @@ def test_collapse(bench: Bench, pages: int, allowed: tuple[int, ...]) -> None:
 def test_what_it_does_not_know_is_our_mistake(bench: Bench) -> None:
     """An op or advice that was added to the machine and not here is an internal error, not a finding."""
     with pytest.raises(InternalError):
-        bench.do("madvise", 10, 1, MADV_MERGEABLE)
+        bench.do("madvise", 10, 1, MADV_REMOVE)
     with pytest.raises(InternalError):
         bench.do("unheard-of")
 

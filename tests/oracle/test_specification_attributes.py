@@ -14,6 +14,7 @@ from emulator.uapi import (
     ENOSYS,
     EPERM,
     MADV_DONTNEED,
+    MADV_UNMERGEABLE,
     MAP_FIXED,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
@@ -205,6 +206,19 @@ def test_after_a_failure(bench: Attributes, op: Op, after: Page) -> None:
     shown = {10: after, 11: Page(RW, None, 0)}
     assert settle(bench.spec, op, Outcome(-ENOMEM, None, True), 1, lambda _, n, page: shown[n] == page) is None
     assert bench.spec.procs[0][10] == after
+
+
+def test_offers_that_could_not_be_taken_back(bench: Attributes) -> None:
+    """All that can be offered is offered then, also what madvise had taken back before, and so is what comes."""
+    bench.map(14, 1, file=1, flags=MAP_SHARED | MAP_FIXED)
+    bench.do("memory_merge", 1)
+    bench.do("madvise", 11, 1, MADV_UNMERGEABLE)
+    for on, offered in ((1, 0), (0, VM_MERGEABLE)):
+        op = Op("memory_merge", 0, (on,))
+        assert settle(bench.spec, op, Outcome(-ENOMEM, None, True), 1, lambda *_: True) is None
+        assert bench.kept(VM_MERGEABLE, 10, 11, 14) == [VM_MERGEABLE, offered, 0]
+    bench.map(20, 1)
+    assert bench.kept(VM_MERGEABLE, 20) == [VM_MERGEABLE]
 
 
 # ---- on the machine

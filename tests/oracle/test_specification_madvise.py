@@ -10,6 +10,7 @@ from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
     VM_HUGEPAGE,
+    VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_RAND_READ,
     VM_SEQ_READ,
@@ -28,21 +29,33 @@ from emulator.uapi import (
     MADV_FREE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
+    MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
     MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
     MADV_WILLNEED,
     MADV_WIPEONFORK,
+    MAP_DROPPABLE,
     MAP_FIXED,
     MAP_SHARED,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
 )
-from emulator.workload import FILE_PAGES, FOLL_PIN, FOLL_WRITE, Op, Outcome, Step, Workload
+from emulator.workload import (
+    FILE_PAGES,
+    FOLL_PIN,
+    FOLL_WRITE,
+    Op,
+    Outcome,
+    Step,
+    Workload,
+    pattern_token,
+)
 from oracle.judge import Judge, Verdict
 from oracle.specification_failure import settle
 from tests.emulator.kernel_world import kernel_image
@@ -67,6 +80,8 @@ PIN = FOLL_PIN | FOLL_WRITE
         (MADV_DODUMP, VM_DONTDUMP, 0),
         (MADV_HUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE),
         (MADV_NOHUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE),
+        (MADV_MERGEABLE, 0, VM_MERGEABLE),
+        (MADV_UNMERGEABLE, VM_MERGEABLE, 0),
         (MADV_WILLNEED, 0, 0),
         (MADV_COLD, 0, 0),
     ],
@@ -94,6 +109,17 @@ def test_what_files_refuse() -> None:
         bench.do("madvise", 10, 2, advice, ret=-EINVAL)
         page = bench.spec.procs[0][10]
         assert page.flags & VM_WIPEONFORK or page.dropped == 0
+
+
+def test_what_is_never_merged() -> None:
+    """Shared and droppable memory stays out, without a word; private files do not."""
+    bench = Bench()
+    bench.map(10, 1, file=1, flags=MAP_SHARED | MAP_FIXED)
+    bench.map(11, 1, file=1)
+    bench.map(12, 1, flags=MAP_DROPPABLE | MAP_FIXED)
+    bench.do("madvise", 10, 3, MADV_MERGEABLE)
+    pages = bench.spec.procs[0]
+    assert [bool(pages[number].flags & VM_MERGEABLE) for number in (10, 11, 12)] == [False, True, False]
 
 
 def test_fork_honours_the_advice() -> None:
@@ -191,6 +217,28 @@ def test_a_write_ends_it() -> None:
         assert bench.reads(*shown)
         assert not bench.reads()
         assert not bench.reads(*(((1, new),) if kept else ((0, bench.old), (1, new))))
+
+
+def test_filling_it_ends_it() -> None:
+    """Nothing is left of what may have been thrown away: the machine has nothing to show."""
+    bench = Freed()
+    bench.do("fill", 10, 2)
+    assert not bench.spec.unsettled
+    filled = ((0, pattern_token(2)),)
+    assert bench.content(10) == filled
+    assert bench.reads(*filled)
+    assert not bench.reads()
+    assert not bench.reads((0, bench.old))
+
+
+def test_filling_droppable_memory() -> None:
+    """It may be thrown away again at once."""
+    bench = Bench()
+    bench.map(10, 1, flags=MAP_DROPPABLE | MAP_FIXED)
+    for data in (((0, pattern_token(1)),), ()):
+        bench.do("fill", 10, 1)
+        assert bench.spec.apply(Op("read", 0, (10,)), Outcome(0, data), 0) is None
+    assert bench.content(10) == ()
 
 
 def test_a_pin_for_writing_ends_it() -> None:

@@ -159,11 +159,11 @@ def test_a_swap_entry_that_lies() -> None:
     assert fault(world, 0) == 0
     assert warnings(world) == ["swap-exclusive-shared"]
     folio = world.folio(0)
-    table = world.image.pgtable_generic.find_table(world.mm(), world.address(1), 0)
+    table = world.image.pgtable_generic.find_table(world.mm(), world.address(0), 0)
     entry = world.image.rmap_unmap.mk_softleaf(1, folio.swap)
-    table.set(1, entry)
+    table.set(0, entry)
     with pytest.raises(KernelBug, match="swap-entry-exclusive-page"):
-        fault(world, 1)
+        fault(world, 0)
 
 
 # ---- large folios
