@@ -91,7 +91,7 @@ def _pages(op: Op, outcome: Outcome) -> list[Part]:
         flags = Op("mlock2", op.proc, (*op.args, MLOCK_ONFAULT))
         return [(flags, outcome), (op, outcome)]  # the pages come after the flags
     if op.kind in ACCESSES and outcome.ret in (SIGBUS, -EFAULT):
-        write = op.kind == "write" or (op.kind in ("gup_fast", "gup_slow") and op.args[1] & FOLL_WRITE)
+        write = op.kind in ("write", "fill") or (op.kind in ("gup_fast", "gup_slow") and op.args[1] & FOLL_WRITE)
         populate = (op.args[0], 1, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ)
         return [(Op("madvise", op.proc, populate), Outcome(0)), (op, outcome)]  # the fault, and the access after it
     if op.kind not in PAGE_BY_PAGE or outcome.ret < 1:

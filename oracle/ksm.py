@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.hw.pte import PFN_SHIFT, PRESENT, SPECIAL, is_swap, softleaf_value
 from emulator.ksm_types import KsmStableNode
 from emulator.mm_types import VM_MERGEABLE
 from oracle.finding import Finding, Subject, finding
 from oracle.observation import Observer
 
 if TYPE_CHECKING:
+    from emulator.hw.pgtable import PageTable
     from emulator.ksm_types import KsmMmSlot, KsmRmapItem
     from emulator.mm_types import AnonVma, Folio, VmAreaStruct
     from oracle.leaves import Leaf
@@ -79,6 +81,18 @@ class KsmPlaces:
                 if item.anon_vma.root is vma.anon_vma.root:
                     return True
         return False
+
+    def note_swapped_out(self) -> None:
+        """Slots that took the place of a KSM page in the last step: if the entry was moved on, nothing else tells."""
+        frames = self._observer.machine.phys.frames
+        cleared: dict[tuple[PageTable, int], Folio] = {}  # an entry is cleared before the slot takes its place
+        for table, slot, old, new in self._observer.machine.store_log:
+            if isinstance(old, int) and old & (PRESENT | SPECIAL) == PRESENT:
+                cleared[table, slot] = frames[old >> PFN_SHIFT]
+            if isinstance(new, int) and is_swap(new):
+                folio = cleared.get((table, slot))
+                if folio is not None and (folio.ksm or folio in self._met):  # freed, it is no KSM page any more
+                    self._slots.add(softleaf_value(new))
 
     def was_ksm(self, leaf: Leaf) -> bool:
         """Does the swap entry lead to what was a KSM page? Where the page read back does not fit, it is copied."""

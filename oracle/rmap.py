@@ -62,6 +62,8 @@ class RmapOracle:
         cache = machine.swap.cache
         claims = self._claims
         self._ksm_runs = self._ksm_runs or bool(machine.ksm.mm_slots)
+        if self._ksm_runs:
+            self._ksm.note_swapped_out()
         for leaf in self._observer.leaves:
             _, _, _, address, entry, vma = leaf
             if not entry or vma is None:

@@ -58,7 +58,7 @@ MAYBE_POISONED: Final = 32
 
 _POISON: Final = POISONED | MAYBE_POISONED
 
-ACCESSES: Final = frozenset(("read", "write", "exec", "gup_fast", "gup_slow"))
+ACCESSES: Final = frozenset(("read", "write", "fill", "exec", "gup_fast", "gup_slow"))
 _GUP: Final = frozenset(("gup_fast", "gup_slow"))
 _RANGES: Final = frozenset(("munmap", "madvise", "mlock", "mlock2"))
 _WITHOUT_EFFECT: Final = frozenset(
@@ -185,7 +185,7 @@ def access(
         return _below_a_stack(spec, pages, op, ret, ordinary)
     if page.flags & GUARDED or (gup and 0 not in gup_results(spec, page, op)):
         return ordinary()
-    write = op.kind == "write" or (gup and op.args[1] & FOLL_WRITE != 0)
+    write = op.kind in ("write", "fill") or (gup and op.args[1] & FOLL_WRITE != 0)
     if not page.flags & (PROT_WRITE if write else VM_ACCESS_FLAGS):
         return ordinary()
     may, must = traps(spec, known, number, page, write)
