@@ -7,9 +7,11 @@ come in the order.
 
 mmap_lock makes nearly every system call and fault of the model one point in time, and an access that needs no fault
 touches one page. Weaker outcomes are allowed where Linux promises no more. Who looks while a guard region is installed
-may find the pages empty and no guard yet. UFFDIO_COPY, ZEROPAGE, MOVE and POISON fill or move one page after the other,
-and others come in between; each page is then an operation of its own, and what COPY copies may have been read before
-others came. An access faults first, and UFFDIO_WRITEPROTECT may come before it tries again.
+may find the pages empty and no guard yet. Pages of a private file mapping may be copied at any time, and show the file
+as it was then. remap_file_pages gives up if the mapping has changed since it first looked. UFFDIO_COPY, ZEROPAGE, MOVE
+and POISON fill or move one page after the other, and others come in between; each page is then an operation of its
+own, and what COPY copies may have been read before others came. An access faults first, and UFFDIO_WRITEPROTECT may
+come before it tries again.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from emulator.uapi import EFAULT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MLOCK_ONFAULT, SIGBUS
+from emulator.uapi import EFAULT, EINVAL, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MLOCK_ONFAULT, SIGBUS
 from emulator.workload import FOLL_WRITE, OPS, Domain, Op, Outcome, token
 from oracle.comparison import Table, VisibleOracle, is_copy, spans_of
 from oracle.contents import pack_data
@@ -26,7 +28,7 @@ from oracle.observation import ACCESSES, KERNEL_ACTIVITY, PAGE_BY_PAGE
 from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
 from oracle.specification_lock import decided
 from oracle.specification_madvise import emptied_for_guards, installs_guards
-from oracle.specification_page import FAILURES
+from oracle.specification_page import FAILURES, follows_file
 from oracle.specification_uffd_fill import read_before
 
 if TYPE_CHECKING:
@@ -77,8 +79,12 @@ class CollisionOracle:
         search = _Search(self._visible, step, index, outcomes, table, completed)
         found = search.run(spec)
         if found is None and any(op.kind in _TAKE_TURNS for op in step.ops):
-            parts = [_pages(op, outcome) for op, outcome in zip(step.ops, outcomes, strict=True)]
+            done = list(zip(step.ops, outcomes, strict=True))
+            parts = [_pages(op, outcome) for op, outcome in done]
             found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
+            if found is None and any(op.kind == "uffd_copy" for op in step.ops):
+                parts = [_with_reads(pages) for pages in parts]
+                found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
         return found or search.finding()
 
 
@@ -104,6 +110,38 @@ def _pages(op: Op, outcome: Outcome) -> list[Part]:
         args[length] = 1
         parts.append((op._replace(args=tuple(args)), outcome._replace(ret=1, injected=False)))
     return parts
+
+
+def _with_reads(parts: list[Part]) -> list[Part]:
+    """Before each page of UFFDIO_COPY the load from its source, which may bring a page in."""
+    reads = []
+    for op, outcome in parts:
+        if op.kind == "uffd_copy":
+            reads.append((Op("madvise", op.proc, (op.args[1], 1, MADV_POPULATE_READ)), Outcome(0)))
+        reads.append((op, outcome))
+    return reads
+
+
+def _copied_before(states: tuple[Specification, ...], op: Op) -> Iterator[Specification]:
+    """The last of ``states``, had the private file page that ``op`` is about been copied in one of those before."""
+    spec = states[-1]
+    page = spec.procs[op.proc].get(op.args[0]) if op.proc in spec.procs else None
+    if page is None or not follows_file(page):
+        return
+    now = spec.content(page)
+    for content in dict.fromkeys(state.content(page) for state in states):
+        if content != now:
+            before = spec.copy()
+            before.procs[op.proc][op.args[0]] = page._replace(content=content)
+            yield before
+
+
+def _changed_between_looks(states: tuple[Specification, ...], op: Op, outcome: Outcome) -> bool:
+    """Has remap_file_pages given up, as another had changed the mapping between its two looks?"""
+    if op.kind != "remap_file_pages" or outcome.ret != -EINVAL:
+        return False
+    heads = [state.procs[op.proc].get(op.args[0]) for state in states if op.proc in state.procs]
+    return len({head and (head.flags, head.backing and head.backing.file) for head in heads}) > 1
 
 
 def _turns(order: tuple[int, ...]) -> int:
@@ -154,7 +192,7 @@ class _Search:
     ) -> Explanation | None:
         """``states``: one before each part of ``order``, and the one after it. ``begun``: those that install guards."""
         if len(order) == sum(map(len, self.parts)):
-            return self._compare(states[-1], order)
+            return self._compare(states, order)
         for number in self.candidates:
             if order.count(number) < len(self.parts[number]) and _turns((*order, number)) <= self.turns:
                 self.tries -= 1
@@ -193,21 +231,28 @@ class _Search:
             if after.unsettled:  # what comes next may depend on it
                 yield decided(after, locked=False)
                 yield decided(after, locked=True)
-        elif self._reads_wild_store(spec, op, outcome):
+        elif self._reads_wild_store(spec, op, outcome) or _changed_between_looks(states, op, outcome):
             yield spec.copy()
         else:
             spans = [(op.proc, n) for start, length in spans_of(op, outcome.ret) for n in range(start, start + length)]
             self._note(len(order), refusal, (*order, number), spans)
         if op.kind == "uffd_copy" and outcome.ret == 1:
             yield from read_before(states, op)
+        if op.kind in ACCESSES:
+            for after in _copied_before(states, op):
+                if after.apply(op, outcome, mark) is None:
+                    yield after
 
-    def _compare(self, spec: Specification, order: tuple[int, ...]) -> Explanation | None:
+    def _compare(self, states: tuple[Specification, ...], order: tuple[int, ...]) -> Explanation | None:
+        spec = states[-1]
         wild = bool(spec.wild)
         if wild:
             copied = self._wild_stores(spec)
             self.visible.settle_wild_writes(spec)
             self.visible.settle_wild_copies(spec, self.table, copied)
         difference = self.visible.first_difference(spec, self.table)
+        while difference is not None and self.visible.view.follow_earlier_copy(states, *difference[1:]):
+            difference = self.visible.first_difference(spec, self.table)
         if difference is None:
             whole = len(order) == len(self.step.ops)
             return Explanation(order if whole else tuple(dict.fromkeys(order)), wild, spec, whole)

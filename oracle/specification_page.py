@@ -169,6 +169,11 @@ def beyond_file(page: Page) -> bool:
     return page.content is None and page.backing is not None and page.backing.page >= FILE_PAGES
 
 
+def follows_file(page: Page) -> bool:
+    """Is it a page of a private mapping that shows the file's page still?"""
+    return page.content is None and page.backing is not None and not page.backing.shared
+
+
 def content_difference(want: int, got: int) -> str:
     """How contents differ, for a signature."""
     if not got:

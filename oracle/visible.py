@@ -27,11 +27,14 @@ from oracle.specification_page import (
     Page,
     Pages,
     content_difference,
+    follows_file,
     unlocked,
     with_flags,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from emulator.machine import Machine
     from emulator.mm_types import MmStruct, Pin, VmAreaStruct
     from oracle.specification import Specification
@@ -128,7 +131,7 @@ class Visible:
             page = spec.settle_dropped(pages, number, page, got)
         want = spec.content(page)
         if got == want:
-            if page.backing is not None and page.content is None and not page.backing.shared and entry:
+            if follows_file(page) and entry:
                 self._follow_copy(pages, number, page, entry, got)
             if spec.pins:
                 return self._pin_replaced(spec, label, number, page, entry >> PAGE_SHIFT if entry & PRESENT else -1)
@@ -139,9 +142,29 @@ class Visible:
 
     def _follow_copy(self, pages: Pages, number: int, page: Page, entry: int, content: int) -> None:
         """A private file page that the machine has copied without need (a fault for writing that then failed)."""
-        present = entry & PRESENT
-        if not present or self.machine.phys.frames[entry >> PAGE_SHIFT].anon:
+        if self._is_copy(entry):
             pages[number] = Page(page.flags, page.backing, content)
+
+    def _is_copy(self, entry: int) -> bool:
+        """Is it a page of the process's own, not the file's?"""
+        return not entry & PRESENT or self.machine.phys.frames[entry >> PAGE_SHIFT].anon
+
+    def follow_earlier_copy(self, states: Sequence[Specification], label: int, number: int) -> bool:
+        """Has the machine copied a private file page when the file was as in one of ``states``? The last takes it over.
+
+        Whoever brings the pages of a private mapping in, copies them one by one, and others come in between.
+        """
+        spec = states[-1]
+        page = spec.procs[label].get(number) if label in spec.procs else None
+        mm = self.machine.procs.get(label)
+        if page is None or mm is None or not follows_file(page):
+            return False
+        entry = self.entry(mm, number + self._first << PAGE_SHIFT)
+        shown = self.holds(label, number)
+        if not entry or not self._is_copy(entry) or shown not in {state.content(page) for state in states}:
+            return False
+        spec.procs[label][number] = Page(page.flags, page.backing, shown)
+        return True
 
     def _pin_replaced(
         self, spec: Specification, label: int, number: int, page: Page, frame: int
@@ -149,15 +172,14 @@ class Visible:
         """A page that is pinned stays the page that the pin has, and no other page is that."""
         own = page.content
         want = -own if own is not None and own < 0 else 0
-        held = wanted = 0
+        wanted = False
         for pin_label, state in spec.pins.items():
-            if state.cell:
-                pin = self.machine.pins.get(pin_label)
-                if pin is not None and pin.folio.pfn + pin.page == frame:
-                    held = state.cell
-                if state.cell == want:
-                    wanted = want
-        if held == wanted:
+            pin = self.machine.pins.get(pin_label) if state.cell else None
+            if pin is not None:
+                wanted = state.cell == want
+                if wanted != (pin.folio.pfn + pin.page == frame):
+                    break
+        else:
             return None
         what = "is not the page that its pin has" if wanted else "is a page that a pin has that it should not share"
         return "pin-incoherent", "", f"page {number} of process {label} {what}"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from emulator.designs.base import Design
 from emulator.errors import KernelBug
-from emulator.geometry import PAGE_SIZE
+from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.mm import brk, mmap, munmap, rmap
 from emulator.mm_types import VM_DONTCOPY, VM_WIPEONFORK, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import EFAULT, EINVAL, MAP_FIXED
@@ -166,6 +166,15 @@ def our_own_mistake(mm: MmStruct, start: int, length: int, advice: int) -> int:
     raise ZeroDivisionError("a mistake of ours")
 
 
+def copy_nothing(original: Original, vmf: Any) -> int:
+    """A write to a private file page gets a page of zeros in place of a copy."""
+    result: int = original(vmf)
+    if not result:
+        folio = vmf.m.phys.frames[vmf.table.entries[vmf.slot] >> PAGE_SHIFT]
+        folio.content[0] = {}
+    return result
+
+
 class NoFlush(Design):
     name = "no-flush"
     replaces: ClassVar = {"mprotect.change_protection": change_without_flush}
@@ -249,6 +258,11 @@ class ForgetsPolicies(Design):
 class SealsNothing(Design):
     name = "seals-nothing"
     replaces: ClassVar = {"mseal.mseal_apply": do_nothing}
+
+
+class CopiesNothing(Design):
+    name = "copies-nothing"
+    replaces: ClassVar = {"memory.do_cow_fault": copy_nothing}
 
 
 class MunmapLies(Design):

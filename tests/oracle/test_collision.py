@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from emulator.designs.mainline import Mainline
-from emulator.uapi import MADV_DONTNEED, MREMAP_MAYMOVE, SIGBUS
+from emulator.uapi import (
+    EEXIST,
+    EINVAL,
+    MADV_DONTNEED,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MCL_CURRENT,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    SIGBUS,
+)
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch
 from oracle.finding import Finding, distinct
 from oracle.judge import Judge
@@ -227,3 +238,74 @@ def test_a_lock_whose_pages_come_later() -> None:
     verdict = judge(Mainline, work)
     assert signatures(verdict) == []
     assert [outcome.ret for outcome in verdict.outcomes[-1]] == [0, 1]
+
+
+def test_a_private_page_is_copied_when_it_is_brought_in() -> None:
+    """mlockall copies the file's page, and then the file changes: the copy, and a store to it, start from before."""
+    file, offset = 1, 0
+    mapped = (
+        op("mmap", 11, 1, RW, MAP_PRIVATE | MAP_FIXED, file, offset),
+        op("mmap", 10, 1, RW, MAP_SHARED | MAP_FIXED, file, offset),
+    )
+    lock, store = op("mlockall", MCL_CURRENT), op("write", 10, 0)
+    work = workload(*mapped, Step((lock, store), FIRST_WHOLE), op("write", 11, 1), op("read", 11))
+    assert signatures(judge(Mainline, work)) == []
+    for last in (op("write", 11, 1), op("read", 11)):
+        thrice = workload(*mapped, Step((lock, store, last), (*FIRST_WHOLE, Switch(2, "", 99))), op("read", 11))
+        assert signatures(judge(Mainline, thrice)) == []
+
+
+def test_a_copy_of_what_nobody_has_seen_is_told() -> None:
+    """A private page that is copied, and shows what the file never held beside it, is still a finding."""
+    work = workload(
+        op("mmap", 11, 1, RW, MAP_PRIVATE | MAP_FIXED, 1, 0),
+        op("mmap", 10, 1, RW, MAP_SHARED | MAP_FIXED, 1, 0),
+        Step((op("mlockall", MCL_CURRENT), op("write", 10, 0)), FIRST_WHOLE),
+    )
+    found = signatures(judge(planted.CopiesNothing, work))
+    assert found
+    assert found[0].startswith("collision/no-serial-order:mlockall")
+
+
+def test_what_a_copy_reads_it_brings_in() -> None:
+    """UFFDIO_COPY loads from an empty page before UFFDIO_MOVE looks for something there to move."""
+    work = workload(
+        mmap(10, 2),
+        op("uffd_register", 10, 1, 2),
+        Step(
+            (op("uffd_move", 10, 11, 1, 0), op("uffd_copy", 10, 11, 1, 0)),
+            (Switch(1, "uffd.copied", 1), Switch(0, "", 99)),
+        ),
+    )
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert [outcome.ret for outcome in verdict.outcomes[-1]] == [1, -EEXIST]
+
+
+def test_the_order_is_one_that_the_pins_show() -> None:
+    """A reader's pin taken before the copy stays with the file's page: no order in which it has the copy will do."""
+    work = workload(
+        op("mmap", 10, 1, RW, MAP_PRIVATE | MAP_FIXED, 1, 0),
+        op("read", 10),
+        Step(
+            (op("gup_fast", 10, FOLL_PIN | FOLL_WRITE, 0), op("gup_fast", 10, FOLL_PIN, 1)),
+            (Switch(1, "gup_fast.done", 1),),
+        ),
+        op("unpin", 0),
+        op("mremap", 10, 1, 1, MREMAP_MAYMOVE, 0),
+    )
+    assert signatures(judge(Mainline, work)) == []
+
+
+def test_a_mapping_that_changes_between_two_looks() -> None:
+    """remap_file_pages looks, lets the lock go, takes it for writing, and gives up where the flags are others now."""
+    work = workload(
+        op("mmap", 10, 2, RW, MAP_SHARED | MAP_FIXED, 1, 0),
+        Step(
+            (op("remap_file_pages", 10, 1, 1), op("mprotect", 10, 2, PROT_READ)),
+            (Switch(0, "remap_file_pages.seen", 1), Switch(1, "", 99)),
+        ),
+    )
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert [outcome.ret for outcome in verdict.outcomes[-1]] == [-EINVAL, 0]
