@@ -25,17 +25,17 @@ from oracle.comparison import Table, VisibleOracle, is_copy, spans_of
 from oracle.contents import pack_data
 from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY, PAGE_BY_PAGE
-from oracle.specification_failure import AFTER_FAILURE, alternatives, left_in_part, settle
-from oracle.specification_lock import decided
-from oracle.specification_madvise import emptied_for_guards, installs_guards
-from oracle.specification_page import FAILURES, follows_file
-from oracle.specification_uffd_fill import read_before
+from oracle.specification.failure import AFTER_FAILURE, alternatives, left_in_part, settle
+from oracle.specification.lock import decided
+from oracle.specification.madvise import emptied_for_guards, installs_guards
+from oracle.specification.page import FAILURES, follows_file
+from oracle.specification.uffd_fill import read_before
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from emulator.workload import Step
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 
 _TAKE_TURNS = PAGE_BY_PAGE | {"uffd_wp"}  # beside these, operations are taken apart if nothing else explains it

@@ -16,14 +16,14 @@ from oracle.contents import LANE, pack
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP
 from oracle.observation import ACCESSES, ON_A_PAGE, Observer
-from oracle.specification_page import SHOWN
+from oracle.specification.page import SHOWN
 from oracle.visible import UNKNOWN, Difference, Visible
 
 if TYPE_CHECKING:
     from emulator.mm_types import MmStruct
     from emulator.workload import Op, Outcome
-    from oracle.specification import Specification
-    from oracle.specification_page import Pages
+    from oracle.specification.page import Pages
+    from oracle.specification.state import Specification
 
 Table = dict[int, dict[int, int]]
 

@@ -34,7 +34,7 @@ from oracle.comparison import Table, VisibleOracle
 from oracle.finding import Finding, finding
 from oracle.leaves import KIND_SWAP, leaf_key
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY, PAGE_BY_PAGE, Observer
-from oracle.specification_page import FAILURES
+from oracle.specification.page import FAILURES
 from oracle.visible import UNKNOWN, Visible
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from emulator.machine import Machine
     from emulator.mm_types import AnonVma, MmStruct
     from emulator.workload import Op, Outcome, Step
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 _SINGLE_PAGES = ACCESSES | KERNEL_ACTIVITY | {"unpin", "pin_write"}
 _PLACES = frozenset(("mmap", "mremap"))

@@ -35,12 +35,12 @@ from oracle.leaves import leaves_between
 from oracle.lifetime import LifetimeOracle
 from oracle.observation import Observer
 from oracle.rmap import RmapOracle
-from oracle.specification import Specification
-from oracle.specification_failure import left_in_part, settle, stopped_half_way
-from oracle.specification_mremap import met_seal
-from oracle.specification_page import FAILURES, Limits, Refusal
-from oracle.specification_uffd import leave_open
-from oracle.specification_uffd_calls import CALLS as USERFAULTFD
+from oracle.specification.failure import left_in_part, settle, stopped_half_way
+from oracle.specification.mremap import met_seal
+from oracle.specification.page import FAILURES, Limits, Refusal
+from oracle.specification.state import Specification
+from oracle.specification.uffd import leave_open
+from oracle.specification.uffd_calls import CALLS as USERFAULTFD
 from oracle.structure import StructureOracle
 from oracle.tlb import TlbOracle
 from oracle.undo import UndoOracle

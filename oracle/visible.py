@@ -15,7 +15,7 @@ from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED_MASK, VM_SHARED
 from emulator.workload import VMA_NAMES, file_token
 from oracle.contents import pack, unpack
 from oracle.leaves import KIND_MARKER, KIND_MIGRATION, KIND_SWAP, leaf_key
-from oracle.specification_page import (
+from oracle.specification.page import (
     GUARDED,
     MAYBE_UNLOCKED,
     MAYBE_UNMAPPED,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from emulator.machine import Machine
     from emulator.mm_types import MmStruct, Pin, VmAreaStruct
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 UNREADABLE = -1  # an entry that leads nowhere
 _MARKERS = frozenset((MARKER_UFFD_WP, MARKER_POISON))  # there is nothing, or nothing that can be read

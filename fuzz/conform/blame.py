@@ -7,7 +7,7 @@ from emulator.machine import Machine
 from emulator.workload import Step
 from oracle.judge import limits_of
 from oracle.live.view import StepView
-from oracle.specification import Specification
+from oracle.specification.state import Specification
 
 
 class Blame:

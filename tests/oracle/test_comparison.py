@@ -17,8 +17,8 @@ from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Outcome, file_token
 from oracle.comparison import VisibleOracle, is_copy
 from oracle.contents import pack_data
 from oracle.finding import Finding
-from oracle.specification import Specification
-from oracle.specification_page import GUARDED, Backing, Limits, Page, PinState
+from oracle.specification.page import GUARDED, Backing, Limits, Page, PinState
+from oracle.specification.state import Specification
 from tests.oracle.handmade import World
 
 RW = 3

@@ -185,3 +185,8 @@ def content_difference(want: int, got: int) -> str:
 
 def names(results: set[int]) -> str:
     return " or ".join("success" if not r else result_name(r) for r in sorted(results))
+
+
+def sealed(pages: Pages, first: int, end: int) -> bool:
+    """Is something in [first, end) sealed?"""
+    return any(number in pages and pages[number].flags & VM_SEALED for number in range(first, end))

@@ -34,10 +34,10 @@ from emulator.uapi import (
 )
 from emulator.workload import FILE_PAGES, FOLL_PIN, FOLL_WRITE, Op, Outcome, Step, Switch
 from oracle.judge import Judge
-from oracle.specification_failure import groups_after_failure
-from oracle.specification_page import GUARDED
+from oracle.specification.failure import groups_after_failure
+from oracle.specification.page import GUARDED
+from tests.oracle.specification.bench import Bench
 from tests.oracle.test_judge import image, judge, mmap, op, signatures, workload
-from tests.oracle.test_specification import Bench
 
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 

@@ -21,14 +21,15 @@ from emulator.uapi import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PROT_READ,
+    SIGSEGV,
 )
 from emulator.workload import Op, Outcome, Step, Workload
 from oracle.judge import Judge
-from oracle.specification_failure import left_in_part, settle
-from oracle.specification_page import NAME, NAME_SHIFT, POLICY, POLICY_SHIFT, Page
+from oracle.specification.failure import left_in_part, settle
+from oracle.specification.page import NAME, NAME_SHIFT, POLICY, POLICY_SHIFT, Page
 from tests.emulator.kernel_world import kernel_image
 from tests.oracle import planted
-from tests.oracle.test_specification import FIXED, RW, Bench
+from tests.oracle.specification.bench import FIXED, RW, Bench
 
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 
@@ -237,3 +238,16 @@ def test_planted(design: type, op: Op, signature: str) -> None:
     workload = Workload("small4", (Step((Op("mmap", 0, (0, 2, RW, FIXED, 0, 0)),)), Step((op,))))
     assert Judge(kernel_image(Mainline)).run(workload).findings == ()
     assert [f.signature for f in Judge(kernel_image(design)).run(workload).findings] == [signature]
+
+
+def test_mprotect_stops_at_a_hole() -> None:
+    """What stands before the hole is changed all the same."""
+    bench = Bench()
+    bench.map(10, 2)
+    bench.map(13, 2)
+    bench.do("mprotect", 10, 5, PROT_READ, ret=-ENOMEM)
+    bench.do("write", 11, 0, ret=SIGSEGV)
+    bench.do("write", 13, 0)
+    bench.do("mprotect", 20, 1, PROT_READ, ret=-ENOMEM)
+    bench.do("mprotect", 20, 0, PROT_READ)
+    assert bench.refuses("mprotect", 13, 2, PROT_READ, ret=-ENOMEM)

@@ -58,8 +58,8 @@ from emulator.uapi import (
     PROT_WRITE,
     result_name,
 )
-from oracle.specification_attributes import can_merge
-from oracle.specification_page import (
+from oracle.specification.attributes import can_merge
+from oracle.specification.page import (
     GUARDED,
     Page,
     Pages,
@@ -72,7 +72,7 @@ from oracle.specification_page import (
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 Effect = Callable[[Page], Page | int]
 """What the page becomes, or the error with which its mapping refuses."""

@@ -18,20 +18,25 @@ from emulator.mm_types import (
 )
 from emulator.uapi import (
     EAGAIN,
+    EBUSY,
     EFAULT,
     EINVAL,
     ENOMEM,
+    EPERM,
     MADV_COLD,
+    MADV_COLLAPSE,
     MADV_DODUMP,
     MADV_DOFORK,
     MADV_DONTDUMP,
     MADV_DONTFORK,
+    MADV_DONTNEED,
     MADV_FREE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_NORMAL,
+    MADV_PAGEOUT,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
@@ -57,10 +62,10 @@ from emulator.workload import (
     pattern_token,
 )
 from oracle.judge import Judge, Verdict
-from oracle.specification_failure import settle
+from oracle.specification.failure import settle
 from tests.emulator.kernel_world import kernel_image
 from tests.oracle import planted
-from tests.oracle.test_specification import FIXED, RW, Bench
+from tests.oracle.specification.bench import FIXED, RW, Bench
 
 PIN = FOLL_PIN | FOLL_WRITE
 
@@ -316,3 +321,36 @@ def test_a_fork_that_does_not_listen(advice: int) -> None:
     found = judge(planted.ForkIgnoresAdvice, *ops).findings
     rule = "mapped" if advice == MADV_DONTFORK else "contents:contents out of nowhere"
     assert [f.signature for f in found] == [f"specification/{rule}{':' if advice == MADV_DONTFORK else ', '}fork"]
+
+
+def test_madvise(bench: Bench) -> None:
+    """DONTNEED drops contents past holes too; the rest shows nowhere."""
+    bench.map(10, 1)
+    bench.map(12, 1)
+    for page in (10, 12):
+        bench.do("write", page, 0)
+    bench.do("madvise", 10, 3, MADV_PAGEOUT, ret=-ENOMEM)
+    bench.do("madvise", 10, 1, MADV_HUGEPAGE)
+    assert bench.content(10)
+    bench.do("madvise", 10, 3, MADV_DONTNEED, ret=-ENOMEM)
+    assert bench.content(10) == bench.content(12) == ()
+    assert bench.refuses("madvise", 10, 1, MADV_DONTNEED, ret=-ENOMEM)
+
+
+@pytest.mark.parametrize(
+    ("pages", "allowed"),
+    [
+        (1, (0, -EINVAL, -EAGAIN, -EBUSY)),
+        (2, (-ENOMEM, -EINVAL, -EAGAIN, -EBUSY)),  # a hole: not success
+    ],
+)
+def test_collapse(bench: Bench, pages: int, allowed: tuple[int, ...]) -> None:
+    """It may fail for what nobody sees, and changes no contents."""
+    bench.map(10, 1)
+    bench.do("write", 10, 0)
+    before = bench.content(10)
+    for ret in allowed:
+        bench.do("madvise", 10, pages, MADV_COLLAPSE, ret=ret)
+    assert bench.content(10) == before
+    for ret in {0, -ENOMEM, -EPERM}.difference(allowed):
+        assert bench.refuses("madvise", 10, pages, MADV_COLLAPSE, ret=ret)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SEALED
 from emulator.uapi import EAGAIN, EBADF, EFAULT, EINVAL, ENOMEM, ENOSYS, EPERM, result_name
-from oracle.specification_lock import may_lock
-from oracle.specification_page import (
+from oracle.specification.lock import may_lock
+from oracle.specification.page import (
     KIND,
     NAME,
     NAME_SHIFT,
@@ -26,7 +26,7 @@ from oracle.specification_page import (
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 
 def _result(op: Op, ret: int, want: int) -> Refusal | None:

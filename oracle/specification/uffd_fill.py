@@ -28,10 +28,10 @@ from emulator.uapi import (
     UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
 )
 from emulator.workload import Op
-from oracle.specification_mremap import (
+from oracle.specification.mremap import (
     one_mapping,
 )
-from oracle.specification_page import (
+from oracle.specification.page import (
     GUARDED,
     Page,
     Pages,
@@ -41,8 +41,8 @@ from oracle.specification_page import (
     with_flags,
     wrong_result,
 )
-from oracle.specification_stack import grow
-from oracle.specification_uffd import (
+from oracle.specification.stack import grow
+from oracle.specification.uffd import (
     MAYBE,
     MAYBE_POISONED,
     MAYBE_PROTECTED,
@@ -62,7 +62,7 @@ from oracle.specification_uffd import (
 
 if TYPE_CHECKING:
     from emulator.workload import Outcome
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 
 # ---- calls that go on page by page

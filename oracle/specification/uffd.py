@@ -1,6 +1,6 @@
 """What userfaultfd lets a process see, in the specification: states of pages, and what accesses to them give.
 
-(Rules: fs/userfaultfd.c with UFFD_FEATURE_SIGBUS, mm/memory.c; the calls stand in ``specification_uffd_calls.py``.)
+(Rules: fs/userfaultfd.c with UFFD_FEATURE_SIGBUS, mm/memory.c; the calls stand in ``uffd_calls.py``.)
 
 How a page is registered are flags of it. What decides an access to a registered page, and what the calls give, is
 whether something is there, and whether that is protected. The interface does not show either, so it is followed here:
@@ -40,13 +40,13 @@ from emulator.uapi import (
     UFFD_FEATURE_EVENT_REMAP,
 )
 from emulator.workload import FOLL_WRITE
-from oracle.specification_page import GUARDED, Page, Pages, Refusal, names, wrong_result
-from oracle.specification_pins import gup_results
-from oracle.specification_stack import grow, growth, needed
+from oracle.specification.page import GUARDED, Page, Pages, Refusal, names, wrong_result
+from oracle.specification.pins import gup_results
+from oracle.specification.stack import grow, growth, needed
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 # What is known of a page beside its contents; contents other than zeros are there in any case. 0: nothing is there.
 THERE: Final = 1  # a page, perhaps of zeros, perhaps swapped out

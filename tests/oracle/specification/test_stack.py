@@ -25,11 +25,11 @@ from emulator.uapi import (
 )
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Outcome, Step, Workload
 from oracle.judge import Judge
-from oracle.specification_failure import settle
-from oracle.specification_page import Page
+from oracle.specification.failure import settle
+from oracle.specification.page import Page
 from tests.emulator.kernel_world import kernel_image
 from tests.oracle import planted
-from tests.oracle.test_specification import FIXED, RW, Bench
+from tests.oracle.specification.bench import FIXED, RW, Bench
 
 STACK = FIXED | MAP_GROWSDOWN
 HEAP = 100

@@ -26,8 +26,8 @@ from emulator.uapi import (
     MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
 )
-from oracle.specification_lock import may_lock
-from oracle.specification_page import (
+from oracle.specification.lock import may_lock
+from oracle.specification.page import (
     GUARDED,
     KIND,
     MAYBE_UNLOCKED,
@@ -37,14 +37,16 @@ from oracle.specification_page import (
     Refusal,
     fresh,
     names,
+    sealed,
     unlocked,
     with_flags,
     wrong_result,
 )
+from oracle.specification.placement import check_place, may_lack_space
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 _KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
 _PLAIN = Page(0, None, 0)
@@ -207,7 +209,7 @@ def _refused(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) ->
         return None  # several VMAs of one kind
     if ret == -ENOMEM:
         more = new if flags & MREMAP_DONTUNMAP else abs(new - old)
-        if spec.may_lack_space(pages, max(more, new), anywhere=not flags & MREMAP_FIXED):
+        if may_lack_space(spec, pages, max(more, new), anywhere=not flags & MREMAP_FIXED):
             return None
         if not flags & MREMAP_MAYMOVE and not _room_behind(spec, pages, addr, old, new):
             return None
@@ -237,7 +239,7 @@ def _move_one(spec: Specification, pages: Pages, op: Op, ret: int, moved: int) -
     if must_refuse(pages, op, moved):
         return wrong_result(op, ret, "-EFAULT")
     fixed = flags & MREMAP_FIXED
-    refusal = spec.check_place(pages, op, ret, new, new_addr if fixed else None, replace=bool(fixed))
+    refusal = check_place(spec, pages, op, ret, new, new_addr if fixed else None, replace=bool(fixed))
     if refusal is not None:
         return refusal
     if fixed:
@@ -296,11 +298,6 @@ def _refused_sealed(spec: Specification, pages: Pages, op: Op) -> set[int]:
     if not moves_several(spec, op) or not pages[addr].flags & VM_UFFD_FLAGS or length < 2:
         return {-EPERM}
     return {-EPERM, -EFAULT} if one_mapping(pages, addr, length) else {-EFAULT}
-
-
-def sealed(pages: Pages, first: int, end: int) -> bool:
-    """Is something in [first, end) sealed?"""
-    return any(number in pages and pages[number].flags & VM_SEALED for number in range(first, end))
 
 
 def sealed_in_move(pages: Pages, op: Op) -> tuple[int, int]:

@@ -14,12 +14,12 @@ from emulator import uapi
 from emulator.mm_types import VM_UFFD_FLAGS, VM_UFFD_MISSING
 from emulator.profile import PROFILES
 from emulator.workload import OPS, Domain, Op, Outcome
-from oracle.specification_failure import settle
-from oracle.specification_page import Page
-from oracle.specification_uffd import leave_open
-from oracle.specification_uffd_fill import read_before
+from oracle.specification.failure import settle
+from oracle.specification.page import Page
+from oracle.specification.uffd import leave_open
+from oracle.specification.uffd_fill import read_before
 from tests.emulator.mm.uffd_world import result_of, value
-from tests.oracle.test_specification import RW, Bench
+from tests.oracle.specification.bench import RW, Bench
 
 
 class Script(Bench):

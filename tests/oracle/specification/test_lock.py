@@ -25,9 +25,9 @@ from emulator.uapi import (
 )
 from emulator.workload import FILE_PAGES, Op, Outcome, Step, Workload
 from oracle.judge import Judge, Verdict
-from oracle.specification_failure import settle
-from oracle.specification_page import MAYBE_UNLOCKED, Page
-from tests.oracle.test_specification import FIXED, RW, Bench
+from oracle.specification.failure import settle
+from oracle.specification.page import MAYBE_UNLOCKED, Page
+from tests.oracle.specification.bench import FIXED, RW, Bench
 
 ONFAULT = VM_LOCKED | VM_LOCKONFAULT
 KEEP = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP

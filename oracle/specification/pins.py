@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE
 from emulator.uapi import EBUSY, EFAULT, EINVAL, PROT_READ, PROT_WRITE, result_name
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
-from oracle import specification_stack
 from oracle.contents import LANE
-from oracle.specification_page import (
+from oracle.specification import stack
+from oracle.specification.page import (
     GUARDED,
     Page,
     Pages,
@@ -28,7 +28,7 @@ from oracle.specification_page import (
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 
 def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -37,7 +37,7 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     page = pages.get(number)
     grows = page is None and spec.stacks and spec.limits.profile.gup_grows_stack
     if grows and gup_results(spec, page, op) == {-EFAULT}:
-        page = specification_stack.grow(spec, pages, op, ret)
+        page = stack.grow(spec, pages, op, ret)
     allowed = gup_results(spec, page, op)
     if ret not in allowed:
         return wrong_result(op, ret, names(allowed))

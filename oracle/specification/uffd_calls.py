@@ -1,6 +1,6 @@
 """The calls of userfaultfd in the specification (rules: fs/userfaultfd.c, mm/userfaultfd.c).
 
-Those that fill or move pages stand in ``specification_uffd_fill.py``.
+Those that fill or move pages stand in ``uffd_fill.py``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from emulator.uapi import (
     UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
     UFFDIO_WRITEPROTECT_MODE_WP,
 )
-from oracle.specification_page import (
+from oracle.specification.page import (
     GUARDED,
     Page,
     Pages,
     Refusal,
     wrong_result,
 )
-from oracle.specification_uffd import (
+from oracle.specification.uffd import (
     ACCESSES,
     MAYBE_POISONED,
     MAYBE_PROTECTED,
@@ -60,7 +60,7 @@ from oracle.specification_uffd import (
     traps,
     unregister_page,
 )
-from oracle.specification_uffd_fill import (
+from oracle.specification.uffd_fill import (
     copy,
     move,
     zeropage,
@@ -68,7 +68,7 @@ from oracle.specification_uffd_fill import (
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 Call = Callable[["Specification", Pages, "Op", "Outcome"], Refusal | None]
 """Does the call with this outcome. None: allowed."""

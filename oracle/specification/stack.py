@@ -13,21 +13,22 @@ from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED, VM_MERGEABLE
 from emulator.uapi import EFAULT, PROT_EXEC, PROT_READ, PROT_WRITE, SIGSEGV
 from emulator.workload import FOLL_WRITE
-from oracle.specification_lock import may_lock
-from oracle.specification_mremap import sealed
-from oracle.specification_page import (
+from oracle.specification.lock import may_lock
+from oracle.specification.page import (
     GUARDED,
     MAYBE_UNLOCKED,
     MAYBE_UNMAPPED,
     Page,
     Pages,
     Refusal,
+    sealed,
     wrong_result,
 )
+from oracle.specification.placement import may_lack_space
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 _REFUSED = (SIGSEGV, -EFAULT)
 
@@ -99,7 +100,7 @@ def brk_of(spec: Specification, label: int) -> int:
 def brk(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     """Move the end of the heap. The result is where it is then: where it was, if the call is refused."""
     old, new = brk_of(spec, op.proc), op.args[0]
-    if ret == old and new > old and spec.may_lack_space(pages, new - old, anywhere=False):
+    if ret == old and new > old and may_lack_space(spec, pages, new - old, anywhere=False):
         return None
     if not _can_move(spec, pages, op, old, new):
         new = old

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from emulator.mm_types import VM_MERGEABLE, VM_SEALED, VM_UFFD_FLAGS
 from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
-from oracle.specification_attributes import can_merge
-from oracle.specification_lock import current_flags, lock_flags, set_future, with_lock
-from oracle.specification_madvise import EFFECTS
-from oracle.specification_mremap import (
+from oracle.specification.attributes import can_merge
+from oracle.specification.lock import current_flags, lock_flags, set_future, with_lock
+from oracle.specification.madvise import EFFECTS
+from oracle.specification.mremap import (
     bad_parameters,
     ended_at_registered,
     left_by_seal,
@@ -33,7 +33,7 @@ from oracle.specification_mremap import (
     refused_to_relocate,
     same_vma_beside,
 )
-from oracle.specification_page import (
+from oracle.specification.page import (
     FAILURES,
     NAME,
     NAME_SHIFT,
@@ -50,13 +50,14 @@ from oracle.specification_page import (
     with_flags,
     wrong_result,
 )
-from oracle.specification_stack import brk_of, growth
-from oracle.specification_uffd import carried, leave_open
-from oracle.specification_uffd_calls import registered
+from oracle.specification.placement import check_place
+from oracle.specification.stack import brk_of, growth
+from oracle.specification.uffd import carried, leave_open
+from oracle.specification.uffd_calls import registered
 
 if TYPE_CHECKING:
     from emulator.workload import Op, Outcome
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 _GROUPS_MANY = 12  # beyond it, states are not enumerated in full
 AFTER_FAILURE = "after-failure"
@@ -249,7 +250,7 @@ def impossible(spec: Specification, op: Op, ret: int) -> Refusal | None:
     if op.kind in _CANNOT_FAIL:
         return wrong_result(op, ret, "success")
     if op.kind == "mremap" and ret >= 0 and not op.args[3] & MREMAP_FIXED:
-        return spec.check_place(spec.procs[op.proc], op, ret, op.args[2], None, replace=False)
+        return check_place(spec, spec.procs[op.proc], op, ret, op.args[2], None, replace=False)
     return None
 
 

@@ -19,7 +19,7 @@ from emulator.uapi import (
     MLOCK_ONFAULT,
     result_name,
 )
-from oracle.specification_page import (
+from oracle.specification.page import (
     GUARDED,
     MAYBE_UNLOCKED,
     Page,
@@ -33,7 +33,7 @@ from oracle.specification_page import (
 
 if TYPE_CHECKING:
     from emulator.workload import Op
-    from oracle.specification import Specification
+    from oracle.specification.state import Specification
 
 
 def lock_flags(op: Op) -> int:

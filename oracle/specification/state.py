@@ -1,0 +1,230 @@
+"""The specification: what a process may see, page by page, without VMAs, anon_vmas or page tables.
+
+A ``Page`` has flags (its protection, and what else a process can ask of a mapping and see), a backing (None:
+anonymous; else which page of which file, shared or private) and contents: its own, or the file's. fork copies
+contents, a move carries them, DONTNEED drops them. A page that is pinned for writing keeps its contents in a *cell*,
+which the pin shares, for as long as it stays mapped; so the parent of a fork keeps the cell and the child gets a
+copy. References without FOLL_PIN promise nothing, and what is written through one is taken from the machine
+(``wild``). Whether anything is there at all shows to who uses userfaultfd only, and is followed apart (``userfaults``).
+
+Where the kernel may choose (an address, which of several errors, one VMA or two) every consistent outcome is
+allowed, and the state follows the outcome. After a failed allocation a call may have been done in part:
+``failure.py`` says what may be left.
+
+Page numbers are arena pages; contents are packed (``oracle.contents.pack``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from emulator.errors import InternalError
+from emulator.mm_types import (
+    VM_DROPPABLE,
+)
+from emulator.uapi import (
+    ESRCH,
+)
+from emulator.workload import file_token
+from oracle.specification import (
+    accesses,
+    attributes,
+    lock,
+    madvise,
+    mappings,
+    mremap,
+    pins,
+    processes,
+    stack,
+    uffd_calls,
+)
+from oracle.specification.page import (
+    Limits,
+    Page,
+    Pages,
+    PinState,
+    Refusal,
+    Settings,
+    wrong_result,
+)
+from oracle.specification.uffd import Userfaults
+
+if TYPE_CHECKING:
+    from emulator.workload import Op, Outcome
+
+NO_SETTINGS: Final = Settings()
+
+
+class Specification:
+    """The state of all processes, files and pins. Cheap to copy: pages are immutable and shared by copies."""
+
+    __slots__ = (
+        "cells",
+        "choices",
+        "files",
+        "forked",
+        "frees",
+        "limits",
+        "next_cell",
+        "pins",
+        "procs",
+        "settings",
+        "stack_moved",
+        "stacks",
+        "unsettled",
+        "userfaults",
+        "wild",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.procs: dict[int, Pages] = {0: {}}
+        self.settings: dict[int, Settings] = {}  # of processes that have any
+        self.userfaults = {0: Userfaults()}  # of each process; empty: nobody uses userfaultfd
+        self.forked = False  # there has been a child: pages may be shared, or have been
+        self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
+        self.cells: dict[int, int] = {}
+        self.pins: dict[int, PinState] = {}
+        self.next_cell = 1
+        self.stacks = False  # there may be memory that grows down
+        self.stack_moved = False  # and some of it may have been moved
+        self.frees = False  # something may be, or have been, thrown away (MADV_FREE)
+        self.choices = 0  # how often it turned out that the kernel had thrown something away
+        self.unsettled: list[tuple[int, int]] = []  # (process, page) that the machine may show in one of two ways
+        self.wild: list[int] = []  # pins without a promise that were written through since it was emptied
+
+    def copy(self) -> Specification:
+        other = Specification.__new__(Specification)
+        other.limits = self.limits
+        other.procs = {label: dict(pages) for label, pages in self.procs.items()}
+        other.settings = dict(self.settings)
+        other.userfaults = {label: known.copy() for label, known in self.userfaults.items()}
+        other.forked = self.forked
+        other.files = dict(self.files)
+        other.cells = dict(self.cells)
+        other.pins = dict(self.pins)
+        other.next_cell = self.next_cell
+        other.stacks = self.stacks
+        other.stack_moved = self.stack_moved
+        other.frees = self.frees
+        other.choices = self.choices
+        other.unsettled = list(self.unsettled)
+        other.wild = list(self.wild)
+        return other
+
+    def settings_of(self, label: int) -> Settings:
+        return self.settings.get(label, NO_SETTINGS)
+
+    # ---- contents
+
+    def content(self, page: Page) -> int:
+        """What a load from the page gives."""
+        own = page.content
+        if own is None:
+            backing = page.backing
+            assert backing is not None
+            return self.file_content(backing.file, backing.page)
+        return self.cells[-own] if own < 0 else own
+
+    def file_content(self, file: int, page: int) -> int:
+        """What a page of a file holds; before it is written, the token of file and page."""
+        written = self.files.get((file, page))
+        return file_token(file, page) if written is None else written
+
+    def set_content(self, pages: Pages, number: int, page: Page, content: int) -> None:
+        """Give the page these contents, wherever they are kept."""
+        backing = page.backing
+        if backing is not None and backing.shared:
+            self.files[backing.file, backing.page] = content
+        elif page.content is not None and page.content < 0:
+            self.cells[-page.content] = content
+        else:
+            pages[number] = Page(page.flags, backing, content, page.dropped)
+
+    def settle_dropped(self, pages: Pages, number: int, page: Page, shown: int) -> Page:
+        """A page that the kernel may have emptied holds ``shown``: the page as it is known now.
+
+        Where ``shown`` is neither of the two, or both, nothing is learnt.
+        """
+        kept, other = self.content(page), page.other()
+        if page.flags & VM_DROPPABLE and not shown:
+            other = 0  # whatever was written
+        if shown == other != kept:
+            assert other is not None
+            self.choices += 1
+            if page.content is not None and page.content < 0:
+                self.cells[-page.content] = other
+            else:
+                page = Page(page.flags, page.backing, other, page.dropped)
+        elif shown != kept:
+            return page
+        elif page.dropped == 0:
+            return page  # kept until now
+        droppable = page.flags & VM_DROPPABLE
+        page = pages[number] = Page(page.flags, page.backing, page.content, 0 if droppable else None)
+        return page
+
+    # ---- one operation
+
+    def apply(self, op: Op, outcome: Outcome, token: int) -> Refusal | None:
+        """Do ``op`` with this outcome, which must not come from an injected failure. None: allowed.
+
+        ``token`` is what the op writes, if it writes. After a refusal the state is undefined.
+        """
+        pages = self.procs.get(op.proc)
+        if pages is None:
+            return None if outcome.ret == -ESRCH else wrong_result(op, outcome.ret, "-ESRCH")
+        if self.userfaults:
+            return uffd_calls.apply(self, pages, op, outcome, token)
+        return self.ordinary(pages, op, outcome, token)
+
+    def ordinary(self, pages: Pages, op: Op, outcome: Outcome, token: int) -> Refusal | None:
+        """``apply`` where there is no userfaultfd."""
+        kind = op.kind
+        ret = outcome.ret
+        if kind == "write":
+            return accesses.write(self, pages, op, ret, token)
+        if kind == "read":
+            return accesses.read(self, pages, op, outcome)
+        if kind == "pin_write":
+            return pins.pin_write(self, op, ret, token)
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            raise InternalError(f"the specification does not know the operation {kind!r}")
+        return handler(self, pages, op, ret)
+
+
+def _kernel_activity(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    return None  # it may do something or not; nobody may see it
+
+
+_HANDLERS = {
+    "mmap": mappings.mmap,
+    "munmap": mappings.munmap,
+    "mprotect": attributes.mprotect,
+    "madvise": madvise.madvise,
+    "fork": processes.fork,
+    "exit": processes.exit,
+    "exec": accesses.fetch,
+    "fill": accesses.fill,
+    "mremap": mremap.mremap,
+    "gup_fast": pins.gup,
+    "gup_slow": pins.gup,
+    "unpin": pins.unpin,
+    "mlock": lock.mlock,
+    "mlock2": lock.mlock,
+    "munlock": lock.mlock,
+    "mlockall": lock.mlockall,
+    "munlockall": lock.mlockall,
+    "brk": stack.brk,
+    "mseal": attributes.mseal,
+    "set_vma_name": attributes.set_vma_name,
+    "memory_merge": attributes.memory_merge,
+    "mbind": attributes.mbind,
+    "pkey_mprotect": attributes.mprotect,
+    "remap_file_pages": attributes.remap_file_pages,
+    "reclaim": _kernel_activity,
+    "swap_readahead": _kernel_activity,
+    "migrate": _kernel_activity,
+    "ksm_scan": _kernel_activity,
+}
