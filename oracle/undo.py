@@ -87,6 +87,8 @@ class UndoOracle:
                 continue
             if folio.index == was.index and folio.mapping is was.mapping:
                 continue
+            if folio.ksm:
+                continue  # the scanner has made it a page of its own beside the call
             if self._in_old_space(was, beside):
                 told.add(folio.pfn)
                 found.append(self._not_restored(was, index, beside, injected))

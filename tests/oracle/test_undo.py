@@ -116,6 +116,20 @@ def test_write_fault_beside_it_may_take_the_folio_over() -> None:
     assert judge(world, oracle, step) == []
 
 
+def test_scanner_beside_it_may_make_the_folio_its_own() -> None:
+    """A page that is merged with others during a call that relocates nothing hangs on a stable node, rightly."""
+    world = World()
+    _, folio = one_page(world)
+    oracle = UndoOracle(world.observer)
+    step = relocation(world, 70, 4, Op("ksm_scan", 0, (0,)))
+    world.look()
+    oracle.before(step)
+    folio.mapping = None
+    assert len(judge(world, oracle, step)) == 1
+    folio.ksm = True
+    assert judge(world, oracle, step) == []
+
+
 def test_huge_page_is_followed() -> None:
     """A folio mapped by a PMD, of which the call moves a part."""
     world = World()
