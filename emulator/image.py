@@ -53,6 +53,17 @@ class KernelImage:
         self.__dict__[name] = module  # next time without this detour
         return module
 
+    def attach(self, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
+        """A probe, as ftrace sets it: calls of ``file.function`` go through ``wrapper(original, …)`` from now on.
+
+        Returns what takes it off again; probes of one function come off in the opposite order.
+        """
+        module_name, _, attribute = name.partition(".")
+        module = self._modules[module_name]
+        original = getattr(module, attribute)
+        setattr(module, attribute, functools.partial(wrapper, original))
+        return lambda: setattr(module, attribute, original)
+
     def _replace(self, name: str, function: Callable[..., Any]) -> None:
         module_name, _, attribute = name.partition(".")
         module = self._modules.get(module_name) or self._designs.get(DESIGNS_PACKAGE + module_name)

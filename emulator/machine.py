@@ -47,7 +47,6 @@ class Machine:
         self.ksm = Ksm(self.sched)
         self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
         self.pins: dict[int, Pin] = {}
-        self.traced: dict[tuple[str, str], int] = {}  # tracepoint and outcome to how often
         self.files = [self._make_file(label) for label in range(FILES_MAX)]
         self.step_index = -1
         self.completed: list[int] = []  # ops of the last collision in the order in which they ended
@@ -74,10 +73,6 @@ class Machine:
     def warn(self, rule: str, detail: str, subject: object = None) -> None:
         """WARN_ON/VM_WARN_ON: the kernel complains and goes on; an oracle makes a finding of it."""
         self.sched.warnings.append((rule, detail, subject))
-
-    def trace(self, event: str, outcome: str) -> None:
-        """A tracepoint of the kernel: ``event`` has happened once more with this outcome, as a person would read it."""
-        self.traced[event, outcome] = self.traced.get((event, outcome), 0) + 1
 
     def flush_tlb_range(self, mm: MmStruct, start: int, end: int) -> None:
         """Flush [start, end) (bytes) of ``mm`` on every CPU.

@@ -7,7 +7,7 @@ on top of 1/4, which is ``eight_case_refactored.py``. Run it with ``--profile 5.
 2/4: when a faulted VMA moves, and neither its anon_vma nor any of its pages is shared with another process, each page
 gets the index, and the new VMA the page offset, of the new place. 3/4: a range whose anon_vma is nobody else's may
 merge with a neighbour that has another; the pages of a VMA that vanishes in the merge get the other's anon_vma.
-4/4 counts what came of each try (``Machine.traced``), by name, as S. Rostedt asked.
+4/4 adds tracepoints, which every design has here: ``emulator/tracepoints.py``.
 
 Left open, and chosen here: the index of a page that is part of a huge page lies, in the third page, where the list of
 huge pages that wait to be split has a link. The machine has no such field, and complains in place of the crash.
@@ -138,18 +138,10 @@ def copy_vma(
     original: CopyVma, area: VmAreaStruct, addr: int, length: int, pgoff: int
 ) -> tuple[VmAreaStruct, VmAreaStruct, bool] | None:
     """The destination gets the page offset of its place, if the pages could be given theirs."""
-    mm = area.vm_mm
-    faulted = area.anon_vma is not None
-    updated = not faulted and vma.vma_is_anonymous(area)
-    if faulted and vma.vma_is_anonymous(area):
+    if area.anon_vma is not None and vma.vma_is_anonymous(area):
         there = update_faulted_pgoff(area, addr)
-        updated = there is not None
         pgoff = pgoff if there is None else there
-    before = mm.map_count
-    copied = original(area, addr, length, pgoff)
-    if copied is not None and mm.map_count <= before:  # merged
-        mm.machine.trace("vm_pgoff_merge", f"faulted={faulted:d} updated={updated:d}")
-    return copied
+    return original(area, addr, length, pgoff)
 
 
 # ---- 3/4: anon_vmas
@@ -202,7 +194,7 @@ def anon_vma_merge(area: VmAreaStruct, removed: VmAreaStruct) -> None:
     rmap.unlink_anon_vmas(removed)
 
 
-# ---- 4/4: what came of it
+# ---- 1/4 with more than two answers
 
 
 def can_vma_merge_before(vmg: vma.VmaMergeStruct, following: VmAreaStruct | None) -> VmaMergeRes:
@@ -244,8 +236,6 @@ def vma_merge(vmg: vma.VmaMergeStruct) -> VmAreaStruct | None:
     elif merge_next >= MERGE_OK:
         assert following is not None
         merged, error = following, merge_into_next(vmg, area, following)
-    outcome = f"merged={error == 0:d} predecessor={merge_prev.name} successor={merge_next.name}"
-    vmg.mm.machine.trace("vm_av_merge", f"{outcome} predecessor_with_successor={merge_both.name}")
     return None if error else merged
 
 

@@ -67,19 +67,13 @@ class Listener:
     def __init__(self, image: Any) -> None:
         self.told: list[Told] = []
         self._undo: list[Callable[[], None]] = []
-        self._wrap(image.mmap, "mmap_region", self._region)
-        self._wrap(image.brk, "do_brk_flags", self._brk)
-        self._wrap(image.brk, "expand_downwards", self._stack)
-        self._wrap(image.mprotect, "mprotect_fixup", self._fixup)
-
-    def _wrap(self, module: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        original = getattr(module, name)
-
-        def wrapped(*args: Any) -> Any:
-            return wrapper(original, *args)
-
-        setattr(module, name, wrapped)
-        self._undo.append(lambda: setattr(module, name, original))
+        for name, wrapper in (
+            ("mmap.mmap_region", self._region),
+            ("brk.do_brk_flags", self._brk),
+            ("brk.expand_downwards", self._stack),
+            ("mprotect.mprotect_fixup", self._fixup),
+        ):
+            self._undo.append(image.attach(name, wrapper))
 
     def take(self) -> list[Told]:
         """What was told since the last time."""

@@ -85,14 +85,6 @@ def test_tokens_are_unique() -> None:
     assert 0 not in tokens
 
 
-def test_tracepoints_are_counted() -> None:
-    """How often each outcome of each event came."""
-    machine = World().machine
-    for outcome in ("merged", "refused", "merged"):
-        machine.trace("merge", outcome)
-    assert machine.traced == {("merge", "merged"): 2, ("merge", "refused"): 1}
-
-
 def test_two_machines_share_nothing() -> None:
     """Machines on one image are apart."""
     one, two = World(), World()

@@ -69,38 +69,6 @@ def test_different_anon_vmas_merge(design: type[Design], layout: list[tuple[int,
         world.check()
 
 
-def test_tracepoints() -> None:
-    """Each merge that was tried, by the names of its outcome; each move that merged."""
-    world = two_anon_vmas()
-    world.machine.traced.clear()
-    assert world.do("mprotect", 2, 2, 3) == 0
-    outcome = "merged=1 predecessor=AV_MERGE_DIFFERENT successor=MERGE_FAILED predecessor_with_successor=MERGE_FAILED"
-    assert world.machine.traced == {("vm_av_merge", outcome): 1}
-    world.mmap(50, 2, flags=0x4012)
-    world.write(50)
-    assert world.do("mremap", 0, 4, 4, FIXED, 52) == 52
-    assert world.layout() == [(50, 6)]
-    assert world.machine.traced["vm_pgoff_merge", "faulted=1 updated=1"] == 1
-
-
-def test_refusal_is_told_apart() -> None:
-    """AV_MERGE_FAILED: all fits but the anon_vma, which a child has pages of."""
-    world = two_anon_vmas()
-    world.fork()
-    world.machine.traced.clear()
-    assert world.do("mprotect", 2, 2, 3) == 0
-    assert world.layout() == [(0, 2), (2, 2)]
-    outcome = (
-        "merged=0 predecessor=AV_MERGE_FAILED successor=MERGE_FAILED predecessor_with_successor=MERGE_FAILED"
-    )
-    assert world.machine.traced == {("vm_av_merge", outcome): 1}
-
-
-def test_nothing_is_traced_elsewhere() -> None:
-    """Only a design that has tracepoints counts."""
-    assert two_anon_vmas(Mainline).machine.traced == {}
-
-
 @pytest.mark.parametrize(("events", "updated"), [([], True), (["fork"], False), (["fork", "exit"], True)])
 def test_shared_pages_stay(events: list[str], updated: bool) -> None:
     """What a child may have keeps its index; when the child is gone, it does not."""
