@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator import uapi
 from emulator.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_DONTUNMAP, MREMAP_FIXED, result_name
-from emulator.workload import OFFSETS_MAX, OPS, Domain, pattern_token, token
+from emulator.workload import OFFSETS_MAX, OPS, POLICIES, VMA_NAMES, Domain, pattern_token, token
 from fuzz.export.expectation import FILE_TOKENS
 from oracle.observation import KERNEL_ACTIVITY
 
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 _PROT: Final = ("PROT_READ", "PROT_WRITE", "PROT_EXEC")
 _MAP: Final = (
     *("MAP_SHARED", "MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_FIXED", "MAP_FIXED_NOREPLACE", "MAP_NORESERVE"),
-    *("MAP_GROWSDOWN", "MAP_LOCKED", "MAP_POPULATE", "MAP_STACK"),
+    *("MAP_GROWSDOWN", "MAP_LOCKED", "MAP_POPULATE", "MAP_STACK", "MAP_DROPPABLE"),
 )
-_MAP_UNTOLD: Final = uapi.MAP_DROPPABLE  # a type of its own
 _MLOCK: Final = ("MLOCK_ONFAULT",)
 _MCL: Final = ("MCL_CURRENT", "MCL_FUTURE", "MCL_ONFAULT")
 _UFFD_FEATURES: Final = ("UFFD_FEATURE_WP_UNPOPULATED",)
@@ -63,8 +62,6 @@ def inexpressible(op: Op) -> str:
         return f"{op.kind}, for which there is no C yet"
     if op.kind == "mremap" and op.args[3] & ~_MREMAP_KNOWN:
         return "mremap flags that mainline does not have"
-    if op.kind == "mmap" and op.args[3] & _MAP_UNTOLD:
-        return "mmap MAP_DROPPABLE, which C libraries do not know"
     if op.kind == "userfaultfd" and op.args[0] & _UFFD_EVENTS:
         return "a userfaultfd with events, which somebody has to read"
     if op.kind == "mmap" and op.args[3] & uapi.MAP_TYPE == uapi.MAP_SHARED and not op.args[4]:
@@ -140,6 +137,42 @@ def _munlockall(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(munlockall(), {_result(outcome)});"
 
 
+def _brk(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect_page(set_break({op.args[0]}), {_result(outcome)});"
+
+
+def _mseal(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length = op.args
+    return f"expect(syscall(SYS_mseal, {_at(addr)}, {_bytes(length)}, 0), {_result(outcome)});"
+
+
+def _set_vma_name(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, number = op.args
+    name = f'"{VMA_NAMES[number - 1]}"' if number else "NULL"
+    given = f"PR_SET_VMA, PR_SET_VMA_ANON_NAME, {_at(addr)}, {_bytes(length)}, {name}"
+    return f"expect(prctl({given}), {_result(outcome)});"
+
+
+def _memory_merge(op: Op, outcome: Outcome, number: int) -> str:
+    return f"expect(prctl(PR_SET_MEMORY_MERGE, {op.args[0]}, 0, 0, 0), {_result(outcome)});"
+
+
+def _mbind(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, policy = op.args
+    return f"expect(bind_memory({addr}, {length}, MPOL_{POLICIES[policy].upper()}), {_result(outcome)});"
+
+
+def _pkey_mprotect(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, prot, key = op.args
+    given = f"{_at(addr)}, {_bytes(length)}, {_bits(prot, _PROT, 'PROT_NONE')}, {key - 1}"
+    return f"expect(syscall(SYS_pkey_mprotect, {given}), {_result(outcome)});"
+
+
+def _remap_file_pages(op: Op, outcome: Outcome, number: int) -> str:
+    addr, length, offset = op.args
+    return f"expect(remap_file_pages({_at(addr)}, {_bytes(length)}, 0, {offset}, 0), {_result(outcome)});"
+
+
 def _userfaultfd(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(userfaultfd({_with_rest(op.args[0], _UFFD_FEATURES)}), {_result(outcome)});"
 
@@ -198,6 +231,13 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "mlock2": _mlock2,
     "mlockall": _mlockall,
     "munlockall": _munlockall,
+    "brk": _brk,
+    "mseal": _mseal,
+    "set_vma_name": _set_vma_name,
+    "memory_merge": _memory_merge,
+    "mbind": _mbind,
+    "pkey_mprotect": _pkey_mprotect,
+    "remap_file_pages": _remap_file_pages,
     "userfaultfd": _userfaultfd,
     "uffd_close": _uffd_close,
     "uffd_register": _uffd,

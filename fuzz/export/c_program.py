@@ -12,16 +12,18 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from emulator import uapi
 from emulator.errors import UsageError
+from emulator.geometry import GEOMETRIES
 from emulator.uapi import (
     MADV_COLLAPSE,
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     MADV_UNMERGEABLE,
+    MAP_LOCKED,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
@@ -32,6 +34,7 @@ from fuzz.export.c_calls import EMITTERS
 from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_at
 from fuzz.target import Target
 from fuzz.workload.text import show_op, to_text
+from oracle.live.calls import SYS_MSEAL, SYS_PKEY_MPROTECT
 from oracle.live.machine_code import SUB_PAGE
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Template
 
-    from emulator.workload import Workload
+    from emulator.workload import Op, Workload
     from fuzz.export.expectation import Expectation, Expected, Layout
     from oracle.live.view import VmaView
 
@@ -47,11 +50,21 @@ TAB: Final = 8  # columns
 WIDTH: Final = 110  # columns; only a step's text may be longer
 # Constants that the headers of an old C library may not have.
 _ADVICE_KNOWN: Final = 18  # MADV_WIPEONFORK and what came after it: C libraries in use may not know it
-_NEWER: Final = (
-    *("MAP_FIXED_NOREPLACE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT"),
-    *(name for name, value in vars(uapi).items() if name.startswith("MADV_") and value >= _ADVICE_KNOWN),
-    *(name for name in vars(uapi) if name.startswith("UFFD")),
-)
+_NEWER: Final[dict[str, int]] = {
+    **{
+        name: value
+        for name, value in vars(uapi).items()
+        if name.startswith(("UFFD", "PR_")) or (name.startswith("MADV_") and value >= _ADVICE_KNOWN)
+    },
+    **{
+        name: getattr(uapi, name)
+        for name in (
+            *("MAP_FIXED_NOREPLACE", "MAP_DROPPABLE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT"),
+        )
+    },
+    "SYS_mseal": SYS_MSEAL,
+    "SYS_pkey_mprotect": SYS_PKEY_MPROTECT,
+}
 _END: Final = 24  # columns at the end of a statement that no line ends in
 _LETTERS: Final = (("r", PROT_READ), ("w", PROT_WRITE), ("x", PROT_EXEC))
 _CALLED: Final = re.compile(r"\b([a-z_]+)\(")
@@ -77,13 +90,14 @@ def export(workload: Workload, stem: str, profile: str) -> str:
         ends_after=body.number,
         arena=hex(REAL.arena_start),
         looked_at=looked_at(workload),
-        fallbacks=[(name, hex(getattr(uapi, name))) for name in _NEWER if name in text],
+        fallbacks=[(name, hex(value)) for name, value in _NEWER.items() if name in text],
         files=max((step.op.args[4] for step in expected.steps if step.op.kind == "mmap"), default=0),
         file_pages=FILE_PAGES,
         file_mark=hex(FILE_TOKENS),
         place=SUB_PAGE,
         places=OFFSETS_MAX,
         processes=PROCS_MAX,
+        heap_page=GEOMETRIES[workload.geometry].heap_page,
         uses=_uses(expected, text, alone),
     )
 
@@ -102,9 +116,13 @@ def check(workload: Workload) -> None:
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        loader=FunctionLoader(lambda name: files("fuzz.export").joinpath(name).read_text()),
     )
-    return environment.from_string(files("fuzz.export").joinpath("program.c.jinja").read_text())
+    return environment.get_template("program.c.jinja")
 
 
 def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
@@ -122,14 +140,31 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["access"] = bool(called & {"load", "store", "fill", "fetch"})
     uses |= {name: name in called for name in EMITTERS if name.startswith("uffd_")}
     uses["userfaultfd"] = any(name.startswith(("uffd_", "userfaultfd")) for name in called)
+    uses["uffd_call"] = any(name.startswith("uffd_") for name in called - {"uffd_close"})
+    uses["opens_userfaultfd"] = uses["uffd_call"] or "userfaultfd" in called
     uses["processes"] = not alone
     uses["files"] = any(op.kind == "mmap" and op.args[4] for op in ops)
     uses["exec"] = any(c_calls.prots(op) & PROT_EXEC for op in ops)
     uses["exec_only"] = any(area.prot == PROT_EXEC for area in areas)
+    uses["brk"] = "set_break" in called
+    uses["bind_memory"] = "bind_memory" in called
+    uses["names"] = any(op.kind == "set_vma_name" for op in ops)
+    uses["pkeys"] = any(op.kind == "pkey_mprotect" and op.args[3] for op in ops)
+    uses["locks"] = any(_locks(op) for op in ops)
+    uses["prctl"] = "prctl" in called or uses["brk"]
+    uses["syscall"] = "syscall" in called or any(
+        uses[name] for name in ("processes", "exec_only", "userfaultfd", "brk", "bind_memory", "pkeys")
+    )
     uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE} & set(advice))
-    uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice))
+    uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice)) or any(
+        op.kind == "memory_merge" for op in ops
+    )
     uses["huge"] = any(_holds_huge_page(area) for area in areas)
     return uses
+
+
+def _locks(op: Op) -> bool:
+    return op.kind in ("mlock", "mlock2", "mlockall") or (op.kind == "mmap" and bool(op.args[3] & MAP_LOCKED))
 
 
 def _holds_huge_page(area: VmaView) -> bool:
@@ -209,6 +244,8 @@ def _wrapped(tabs: int, calls: list[str]) -> Iterator[str]:
     for call in calls:
         kept = re.sub(r"(?<!,) ", "\0", call[:-_END]) + call[-_END:].replace(" ", "\0")
         first, more = (" " * TAB * depth for depth in (tabs, tabs + 2))
-        lines = textwrap.wrap(kept, WIDTH, initial_indent=first, subsequent_indent=more, break_long_words=False)
+        lines = textwrap.wrap(
+            kept, WIDTH, initial_indent=first, subsequent_indent=more, break_long_words=False
+        )
         yield "\t" * tabs + lines[0].strip().replace("\0", " ")
         yield from ("\t" * (tabs + 2) + line.strip().replace("\0", " ") for line in lines[1:])

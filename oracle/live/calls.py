@@ -13,7 +13,18 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
-from emulator.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MCL_CURRENT, MREMAP_DONTUNMAP, MREMAP_FIXED
+from emulator.uapi import (
+    MADV_PAGEOUT,
+    MAP_ANONYMOUS,
+    MCL_CURRENT,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    PR_SET_MEMORY_MERGE,
+    PR_SET_MM,
+    PR_SET_MM_MAP,
+    PR_SET_VMA,
+    PR_SET_VMA_ANON_NAME,
+)
 from emulator.workload import OFFSETS_MAX, OPS, POLICIES, VMA_NAMES, Domain, Op, Workload, pattern_token
 from oracle.live import userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
@@ -37,10 +48,6 @@ GEOMETRY: Final = "x86-64"
 ARENA_START: Final = GEOMETRIES[GEOMETRY].arena_start
 ARENA_PAGES: Final = GEOMETRIES[GEOMETRY].arena_pages
 
-_PR_SET_MM: Final = 35
-_PR_SET_MM_MAP: Final = 14
-_PR_SET_VMA: Final = 0x53564D41
-_PR_SET_MEMORY_MERGE: Final = 67
 _MPOL_MODES: Final = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3}
 
 Args = tuple[int, ...]
@@ -137,7 +144,9 @@ def _move_heap(processor: Processor) -> None:
     low, heap = 1 << 20, address(GEOMETRIES[GEOMETRY].heap_page)
     fields = (low, low + 1, low + 2, low + 3, heap, heap, *[low + 4] * 5)
     words = (ctypes.c_uint64 * 13)(*fields, 0, 0xFFFF_FFFF << 32)  # no auxiliary vector, no file
-    result = processor.call(SYS_PRCTL, _PR_SET_MM, _PR_SET_MM_MAP, ctypes.addressof(words), ctypes.sizeof(words))
+    result = processor.call(
+        SYS_PRCTL, PR_SET_MM, PR_SET_MM_MAP, ctypes.addressof(words), ctypes.sizeof(words)
+    )
     if result < 0:
         raise OSError(-result, "the heap cannot be moved into the arena (prctl PR_SET_MM_MAP)")
 
@@ -151,11 +160,11 @@ def _set_vma_name(context: Context, args: Args, token: int) -> tuple[int, Data]:
     name = ctypes.create_string_buffer(VMA_NAMES[number - 1].encode()) if number else None
     place = ctypes.addressof(name) if name is not None else 0
     call = context.processor.call
-    return call(SYS_PRCTL, _PR_SET_VMA, 0, address(page), length << PAGE_SHIFT, place), None
+    return call(SYS_PRCTL, PR_SET_VMA, PR_SET_VMA_ANON_NAME, address(page), length << PAGE_SHIFT, place), None
 
 
 def _memory_merge(context: Context, args: Args, token: int) -> tuple[int, Data]:
-    return context.processor.call(SYS_PRCTL, _PR_SET_MEMORY_MERGE, args[0]), None
+    return context.processor.call(SYS_PRCTL, PR_SET_MEMORY_MERGE, args[0]), None
 
 
 def _mbind(context: Context, args: Args, token: int) -> tuple[int, Data]:
@@ -173,7 +182,9 @@ def _pkey_mprotect(context: Context, args: Args, token: int) -> tuple[int, Data]
 
 def _remap_file_pages(context: Context, args: Args, token: int) -> tuple[int, Data]:
     page, length, offset = args
-    return context.processor.call(SYS_REMAP_FILE_PAGES, address(page), length << PAGE_SHIFT, 0, offset, 0), None
+    return context.processor.call(
+        SYS_REMAP_FILE_PAGES, address(page), length << PAGE_SHIFT, 0, offset, 0
+    ), None
 
 
 def _read(context: Context, args: Args, token: int) -> tuple[int, Data]:
@@ -281,7 +292,9 @@ def has_vma_names() -> bool:
     with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
         place = ctypes.addressof(ctypes.c_char.from_buffer(page))
         name = ctypes.c_char_p(b"vmafuzz")
-        named = ctypes.CDLL(None).prctl(_PR_SET_VMA, 0, ctypes.c_ulong(place), ctypes.c_ulong(mmap.PAGESIZE), name)
+        named = ctypes.CDLL(None).prctl(
+            PR_SET_VMA, PR_SET_VMA_ANON_NAME, ctypes.c_ulong(place), ctypes.c_ulong(mmap.PAGESIZE), name
+        )
     return bool(named == 0)
 
 

@@ -14,6 +14,7 @@ import pytest
 from emulator.errors import UsageError
 from fuzz.export.expectation import expect
 from fuzz.workload import text
+from oracle.live.calls import has_vma_names
 from tests.fuzz.export.programs import COMPILERS, PROFILE, build, compiled, program, run
 
 MOVED: Final = """\
@@ -87,6 +88,64 @@ read     addr=7
 uffd_unregister addr=0 len=1
 uffd_close
 uffd_close
+"""
+
+# What calls say about mappings, and the heap. The running kernel may know no names: see NAMES.
+ATTRIBUTES: Final = """\
+world small8
+brk      addr=99
+write    addr=98 at=0
+fork     child=1
+p1: brk      addr=97
+p1: read     addr=98
+brk      addr=90
+mmap     addr=4 len=8 prot=rw flags=private|fixed
+mbind    addr=4 len=2 policy=bind
+mbind    addr=6 len=2 policy=interleave
+mbind    addr=8 len=2 policy=preferred
+mbind    addr=4 len=8 policy=default
+memory_merge on=1
+memory_merge on=0
+madvise  addr=4 len=2 advice=mergeable
+pkey_mprotect addr=4 len=1 prot=r pkey=none
+pkey_mprotect addr=4 len=1 prot=r pkey=0
+pkey_mprotect addr=4 len=1 prot=r pkey=1
+mmap     addr=20 len=4 prot=rw flags=shared|fixed file=file0
+remap_file_pages addr=21 len=1 off=9
+remap_file_pages addr=5 len=1 off=9
+read     addr=21
+mmap     addr=30 len=4 prot=rw flags=droppable|fixed
+fill     addr=30 pattern=1
+fill     addr=30 pattern=0
+madvise  addr=31 len=1 advice=guard_install
+write    addr=31 at=0
+madvise  addr=31 len=1 advice=guard_remove
+mmap     addr=40 len=4 prot=rw flags=private|fixed|noreserve|stack|populate
+madvise  addr=40 len=4 advice=collapse
+mseal    addr=40 len=2
+munmap   addr=41 len=1
+mseal    addr=40 len=9
+"""
+
+NAMES: Final = """\
+world small8
+mmap     addr=4 len=8 prot=rw flags=private|fixed
+set_vma_name addr=4 len=2 name=heap
+set_vma_name addr=5 len=1 name=none
+set_vma_name addr=5 len=9 name=stack
+"""
+
+LOCKS: Final = """\
+world small8
+mmap     addr=4 len=8 prot=rw flags=private|fixed
+mlock    addr=4 len=2
+mlock2   addr=6 len=2 flags=onfault
+munlock  addr=4 len=1
+mlockall flags=current|onfault
+mlockall flags=future
+mmap     addr=12 len=8 prot=rw flags=private|fixed
+munlockall
+mmap     addr=20 len=8 prot=rw flags=private|fixed|locked
 """
 
 
@@ -163,7 +222,10 @@ WRONG: Final = {
     ),
     "not zeros": (
         MOVED,
-        ("expect_words(load(21), 0, 5, 0, 0);\n\n", "*(char *)at(21) = 1;\n\texpect_words(load(21), 0, 5, 0, 0);\n\n"),
+        (
+            "expect_words(load(21), 0, 5, 0, 0);\n\n",
+            "*(char *)at(21) = 1;\n\texpect_words(load(21), 0, 5, 0, 0);\n\n",
+        ),
         "step 3: read     addr=21\n  contents expected: 0 at byte 0\n  contents got:      0x1\n",
     ),
     "contents at the end": (
@@ -197,7 +259,10 @@ WRONG: Final = {
     ),
     "another process": (
         ALL,
-        ("expect(store(5, 1, 33), 0);", "expect(store(5, 1, 33), 0);\n\tif (me == 0)\n\t\tmunmap(at(4), PAGE);"),
+        (
+            "expect(store(5, 1, 33), 0);",
+            "expect(store(5, 1, 33), 0);\n\tif (me == 0)\n\t\tmunmap(at(4), PAGE);",
+        ),
         "step 8: p1: write    addr=5 at=1\n"
         "  layout of process 0 expected: 4-12 rw-p, 20-24 r--s file0+14, 30-32 -w-p file1+0\n"
         "  layout of process 0 got:      5-12 rw-p, 20-24 r--s file0+14, 30-32 -w-p file1+0\n",
@@ -296,10 +361,45 @@ def test_no_privileges() -> None:
 @compiled
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("level", ["-O0", "-O2"])
-@pytest.mark.parametrize("workload", [MOVED, ALL, USERFAULTFD, "world small8\nread addr=0\n"])
+@pytest.mark.parametrize("workload", [MOVED, ALL, USERFAULTFD, ATTRIBUTES, "world small8\nread addr=0\n"])
 def test_no_warnings(workload: str, compiler: str, level: str, tmp_path: Path) -> None:
     """Any compiler, any level, and the program still says the same."""
     assert run(build(program(workload), tmp_path, level, compiler=compiler)).status == 0
+
+
+@compiled
+def test_names(tmp_path: Path) -> None:
+    """A kernel that is built without names of memory is not a kernel that does it wrong."""
+    lacking = "cannot run: this kernel has no names for memory (CONFIG_ANON_VMA_NAME)\n"
+    status, _, err = run(build(program(NAMES), tmp_path))
+    assert (status, err) == ((0, "") if has_vma_names() else (2, lacking))
+
+
+@compiled
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have CAP_IPC_LOCK and to be somebody else")
+def test_locks() -> None:
+    """What is expected of locks is what they do without a limit; whoever has one is told so."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        place = build(program(LOCKS), Path(folder))
+        assert run(place).status == 0
+        done = subprocess.run([place], user=65534, group=65534, capture_output=True, text=True, check=False)
+    needed = "the results are those of a process that may lock what it wants (CAP_IPC_LOCK)"
+    assert (done.returncode, done.stderr) == (2, f"cannot run: {needed}\n")
+
+
+@compiled
+@pytest.mark.parametrize(
+    "op",
+    [
+        *("uffd_close", "uffd_unregister addr=1 len=1", "brk addr=99", "mbind addr=1 len=1 policy=bind"),
+        *("mseal addr=1 len=1", "memory_merge on=1", "remap_file_pages addr=1 len=1 off=1"),
+        *("pkey_mprotect addr=1 len=1 prot=r pkey=1", "munlockall", "exec addr=1", "fill addr=1 pattern=1"),
+    ],
+)
+def test_alone(op: str, tmp_path: Path) -> None:
+    """A program has what its calls need and nothing else, which a compiler would warn of."""
+    assert run(build(program(f"world small8\n{op}\n"), tmp_path)).status == 0
 
 
 # ---- what cannot be exported
@@ -310,9 +410,15 @@ def test_no_warnings(workload: str, compiler: str, level: str, tmp_path: Path) -
     [
         ("munmap addr=1 len=1 (fail_nth 2)", "step 0: an allocation that fails (fail_nth)"),
         ("gup_fast addr=1 flags=pin pin=0", "step 0: gup_fast, which only the kernel does"),
-        ("read addr=1\nmigrate addr=1\nreclaim addr=1", "step 1: migrate, which only the kernel does; step 2: recl"),
+        (
+            "read addr=1\nmigrate addr=1\nreclaim addr=1",
+            "step 1: migrate, which only the kernel does; step 2: recl",
+        ),
         ("together\nread addr=1\nmunmap addr=1 len=1\nend", "step 0: a collision"),
-        ("mremap addr=1 old_len=1 new_len=1 flags=maymove|relocate", "step 0: mremap flags that mainline does not"),
+        (
+            "mremap addr=1 old_len=1 new_len=1 flags=maymove|relocate",
+            "step 0: mremap flags that mainline does not",
+        ),
         ("mmap addr=1 len=1 prot=rw flags=shared|fixed", "step 0: shared anonymous memory"),
         ("userfaultfd features=event_fork", "step 0: a userfaultfd with events, which somebody has to read"),
     ],
@@ -332,7 +438,9 @@ def test_nothing_to_do() -> None:
 def test_outside_of_the_arena() -> None:
     """A mapping that the kernel places below the arena cannot be compared."""
     with pytest.raises(UsageError, match="step 1: mmap maps memory outside of the arena"):
-        program("world small8\nmmap addr=0 len=192 prot=r flags=private|fixed\nmmap addr=0 len=2 prot=r flags=private")
+        program(
+            "world small8\nmmap addr=0 len=192 prot=r flags=private|fixed\nmmap addr=0 len=2 prot=r flags=private"
+        )
 
 
 def test_the_example_of_the_documentation() -> None:
