@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from emulator.sched.locks import RwSem
-
 if TYPE_CHECKING:
     from emulator.mm_types import AnonVma, Folio, MmStruct
     from emulator.sched.scheduler import Scheduler
@@ -82,7 +80,7 @@ class Ksm:
     __slots__ = ("address", "mm_slots", "position", "slot", "stable_tree", "thread_mutex", "unstable_tree")
 
     def __init__(self, sched: Scheduler) -> None:
-        self.thread_mutex = RwSem("ksm_thread_mutex", sched)
+        self.thread_mutex = sched.rwsem("ksm_thread_mutex", sched)
         self.mm_slots: list[KsmMmSlot] = []
         self.slot: KsmMmSlot | None = None
         self.address = 0

@@ -7,7 +7,7 @@ steps give the same states in every process.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT, Geometry
 from emulator.hw.phys import PhysicalMemory
@@ -16,7 +16,6 @@ from emulator.hw.tlb import Tlb
 from emulator.ksm_types import Ksm
 from emulator.mm_types import AddressSpace, AnonVma, File, MmStruct, Pin
 from emulator.profile import PROFILES, Profile
-from emulator.sched.locks import RwSem
 from emulator.sched.scheduler import Scheduler, Task
 from emulator.workload import FILE_PAGES, FILES_MAX, Op, Outcome, Step
 
@@ -30,13 +29,15 @@ CPUS = 3  # as many as a collision has ops
 class Machine:
     """A computer in the state that the steps run so far have left."""
 
+    scheduler: ClassVar[type[Scheduler]] = Scheduler
+
     def __init__(
         self, image: KernelImage, geometry: Geometry | str = "small8", profile: Profile | str = "6.18"
     ) -> None:
         self.image = image
         self.geometry: Geometry = GEOMETRIES[geometry] if isinstance(geometry, str) else geometry
         self.profile: Profile = PROFILES[profile] if isinstance(profile, str) else profile
-        self.sched = Scheduler()
+        self.sched = self.scheduler()
         self.store_log: StoreLog = []  # page-table stores of the step that runs or ran last
         self.phys = PhysicalMemory(self.sched)
         self.swap = SwapDevice()
@@ -88,13 +89,13 @@ class Machine:
 
     def new_mm(self, label: int) -> MmStruct:
         """An empty address space (mm_alloc)."""
-        mm = MmStruct(self, label, self.serial(), RwSem("mmap_lock", self.sched))
+        mm = MmStruct(self, label, self.serial(), self.sched.rwsem("mmap_lock", self.sched))
         self.image.pgtable_generic.mm_alloc_pgd(mm)
         mm.mmap_base = self.geometry.arena_end
         return mm
 
     def _make_file(self, label: int) -> File:
-        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, RwSem("i_mmap_rwsem", self.sched))
+        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, self.sched.rwsem("i_mmap_rwsem", self.sched))
         return File(label, mapping, f"file{label}")
 
     # ---- running a workload

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
 from emulator.mm_types import Folio
-from emulator.sched.locks import FolioLock
 
 if TYPE_CHECKING:
     from emulator.sched.scheduler import Scheduler
@@ -33,7 +32,7 @@ class PhysicalMemory:
         size = 1 << order
         pfn = (self._next_pfn + size - 1) & -size
         self._next_pfn = pfn + size
-        folio = Folio(pfn, order, FolioLock(self.sched))
+        folio = Folio(pfn, order, self.sched.folio_lock(self.sched))
         frames = self.frames
         for frame in range(pfn, pfn + size):
             frames[frame] = folio
@@ -53,7 +52,7 @@ class PhysicalMemory:
         folio.freed = True
         small = []
         for i in range(folio.nr_pages):
-            page = Folio(folio.pfn + i, 0, FolioLock(self.sched))
+            page = Folio(folio.pfn + i, 0, self.sched.folio_lock(self.sched))
             page.content[0] = folio.content[i]
             self.frames[page.pfn] = page
             self.live[page.pfn] = page

@@ -5,7 +5,6 @@ from __future__ import annotations
 from emulator.geometry import LEVEL_PGD
 from emulator.hw.pgtable import PageTable
 from emulator.mm_types import MmStruct
-from emulator.sched.locks import SpinLock
 
 _NAMES = ("pte_alloc", "pmd_alloc", "pud_alloc")
 
@@ -13,7 +12,7 @@ _NAMES = ("pte_alloc", "pmd_alloc", "pud_alloc")
 def new_table(mm: MmStruct, level: int) -> PageTable:
     """A fresh table, not yet linked anywhere."""
     m = mm.machine
-    return PageTable(level, mm, SpinLock("page table lock", m.sched), m.store_log)
+    return PageTable(level, mm, m.sched.spinlock("page table lock", m.sched), m.store_log)
 
 
 def find_table(mm: MmStruct, addr: int, level: int) -> PageTable | None:

@@ -24,7 +24,6 @@ from emulator.mm_types import (
     avc_overlapping,
     avc_remove,
 )
-from emulator.sched.locks import RwSem
 from emulator.uapi import ENOMEM
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def anon_vma_alloc(m: Machine) -> AnonVma | None:
     if m.should_fail("anon_vma_alloc"):
         return None
     serial = m.serial()
-    anon_vma = AnonVma(m, serial, RwSem("anon_vma lock", m.sched))
+    anon_vma = AnonVma(m, serial, m.sched.rwsem("anon_vma lock", m.sched))
     m.anon_vmas_live[serial] = anon_vma
     return anon_vma
 

@@ -11,11 +11,12 @@ is a self-deadlock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import greenlet
 
 from emulator.errors import KernelBug
+from emulator.sched.locks import FolioLock, RwSem, SpinLock
 
 if TYPE_CHECKING:
     from emulator.workload import Switch
@@ -62,7 +63,14 @@ def _nothing(name: str) -> None:
 
 
 class Scheduler:
-    """Runs the tasks of one step; owned by the machine."""
+    """Runs the tasks of one step; owned by the machine.
+
+    It says what kinds of locks the machine makes: who wants to count them has others made.
+    """
+
+    rwsem: ClassVar[type[RwSem]] = RwSem
+    spinlock: ClassVar[type[SpinLock]] = SpinLock
+    folio_lock: ClassVar[type[FolioLock]] = FolioLock
 
     def __init__(self) -> None:
         self.current = Task(0, 0)

@@ -34,9 +34,9 @@ def is_memory_call(call: Call) -> bool:
 class CallOrder:
     """Runs the memory calls of a recording."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, mremap_flags: int = 0) -> None:
         self.context = context
-        self.calls = MemoryCalls(context.image, context.inodes)
+        self.calls = MemoryCalls(context.image, context.inodes, mremap_flags)
 
     def enter(self, thread: Thread, call: Call) -> None:
         """The thread is in that call from now on."""
@@ -63,7 +63,7 @@ class CallOrder:
         if thread.told:
             self.context.compare_mapping(mapping, thread.told.pop(0))
         else:
-            self.context.differ(mapping, "a mapping", show(mapping), "told of none")
+            self.context.differ(mapping, "a mapping", show(mapping), "told of none", kind="layout")
 
     def hurry(self, thread: Thread, explained: Callable[[], bool]) -> None:
         """Run calls of other threads, in the order in which they were entered, until ``explained``."""
@@ -117,7 +117,8 @@ class CallOrder:
         if result != call.result:
             self.context.differ(call, _describe(call), result_name(call.result), result_name(result))
         elif thread.told and self.context.recording.header.source == "perf":
-            self.context.differ(call, _describe(call), "told of no such mapping", str(thread.told[0]))
+            ours = str(thread.told[0])
+            self.context.differ(call, _describe(call), "told of no such mapping", ours, kind="layout")
 
 
 def _describe(call: Call) -> str:

@@ -8,7 +8,7 @@ from emulator.machine import Machine
 from emulator.profile import Profile
 from fuzz.record.events import Call, Event, Fault, Mapping, Recording
 from fuzz.record.files import Inodes
-from fuzz.record.report import Difference, ReplayReport
+from fuzz.record.report import Difference, Kind, ReplayReport
 from fuzz.record.threads import Listener, Thread, Told
 
 if TYPE_CHECKING:
@@ -30,25 +30,33 @@ class Observer:
     def leave(self, thread: Thread) -> None:
         """The end of a thread, or an exec: it leaves its address space."""
 
+    def after(self, event: Event) -> None:
+        """The machine has done all that the event brought (of a call: at its entry, and again at its return)."""
+
 
 class Context:
     """One replay: its machine of x86-64 geometry, without a process yet."""
 
     def __init__(
-        self, recording: Recording, image: KernelImage, profile: Profile, observer: Observer | None
+        self,
+        recording: Recording,
+        image: KernelImage,
+        profile: Profile,
+        observer: Observer | None,
+        machine_type: type[Machine],
     ) -> None:
         self.recording = recording
         self.image: Any = image
-        self.machine = Machine(image, "x86-64", profile)
+        self.machine = machine_type(image, "x86-64", profile)
         self.machine.procs.clear()
         self.report = ReplayReport(recording.header)
         self.inodes = Inodes(self.machine, recording.header.filesystems)
         self.listener = Listener(image)
         self.observer = observer or Observer()
 
-    def differ(self, event: Event, what: str, recorded: str, machine: str) -> None:
+    def differ(self, event: Event, what: str, recorded: str, machine: str, kind: Kind = "result") -> None:
         """The recorded kernel and the machine disagree."""
-        self.report.differences.append(Difference(event.at, event.pid, event.tid, what, recorded, machine))
+        self.report.differences.append(Difference(event.at, event.pid, event.tid, what, recorded, machine, kind))
 
     def compare_mapping(self, mapping: Mapping, ours: Told) -> None:
         """A mapping that perf told of, and what the machine's kernel would have told."""
@@ -57,7 +65,8 @@ class Context:
         inode = self.inodes.keys.get(ours.file.f_mapping.label) if ours.file is not None else None
         same_file = inode == (mapping.device, mapping.inode, mapping.generation) if inode else not mapping.inode
         if ours[:4] != theirs or not same_file:
-            self.differ(mapping, "a mapping", show(mapping), f"{ours}{'' if same_file else ' of another file'}")
+            text = f"{ours}{'' if same_file else ' of another file'}"
+            self.differ(mapping, "a mapping", show(mapping), text, kind="layout")
 
 
 def show(mapping: Mapping) -> str:

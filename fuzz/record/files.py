@@ -12,7 +12,6 @@ from typing import Final
 from emulator.geometry import page_align
 from emulator.machine import Machine
 from emulator.mm_types import AddressSpace, File
-from emulator.sched.locks import RwSem
 from fuzz.record.events import Call
 
 SIZE_UNKNOWN: Final = 1 << 60  # bytes; recordings do not tell how long a file is
@@ -154,7 +153,7 @@ class Inodes:
     def _new_space(self, *, huge: bool) -> AddressSpace:
         label = len(self.keys) + 1
         self.keys[label] = ("", 0, 0)
-        lock = RwSem("i_mmap_rwsem", self.machine.sched)
+        lock = self.machine.sched.rwsem("i_mmap_rwsem", self.machine.sched)
         return AddressSpace(label, SIZE_UNKNOWN, lock, shmem=not huge)
 
     def _places_huge_pages(self, device: str) -> bool:

@@ -18,6 +18,7 @@ from emulator.uapi import (
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
     MAP_TYPE,
+    MREMAP_MAYMOVE,
 )
 from fuzz.record.events import Call, Mapping
 from fuzz.record.threads import Thread
@@ -60,9 +61,10 @@ Result = int | str
 class MemoryCalls:
     """The system calls that change an address space, for one replay."""
 
-    def __init__(self, image: Any, inodes: Inodes) -> None:
+    def __init__(self, image: Any, inodes: Inodes, mremap_flags: int) -> None:
         self.image = image
         self.inodes = inodes
+        self.mremap_flags = mremap_flags  # that every mremap which may move asks for besides
         self.handlers: dict[str, Callable[[MmStruct, Thread, Call, Mapping | None], Result]] = {
             "mmap": self._mmap,
             "munmap": self._munmap,
@@ -156,7 +158,10 @@ class MemoryCalls:
         return result
 
     def _mremap(self, mm: MmStruct, thread: Thread, call: Call, mapping: Mapping | None) -> Result:
-        result: int = self.image.mremap.sys_mremap(mm, *(call.arg(i) for i in range(5)))
+        addr, old_len, new_len, flags, new_addr = (call.arg(i) for i in range(5))
+        if flags & MREMAP_MAYMOVE:
+            flags |= self.mremap_flags
+        result: int = self.image.mremap.sys_mremap(mm, addr, old_len, new_len, flags, new_addr)
         return result
 
     def _mprotect(self, mm: MmStruct, thread: Thread, call: Call, mapping: Mapping | None) -> Result:

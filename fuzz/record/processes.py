@@ -108,7 +108,7 @@ class Processes:
                 if news:
                     self.context.compare_mapping(step, news[-1])
                 else:
-                    self.context.differ(step, "a mapping of exec", show(step), "none")
+                    self.context.differ(step, "a mapping of exec", show(step), "none", kind="layout")
             elif isinstance(step, Fault):
                 new.unmap_tail(None)
                 self.faults.run(thread, step)
@@ -164,4 +164,5 @@ class Processes:
                 what,
                 format_line(theirs) if theirs else "ends before",
                 format_line(ours) if ours else "ends before",
+                kind="layout",
             )

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from emulator.errors import KernelBug
 from emulator.image import KernelImage
+from emulator.machine import Machine
 from emulator.profile import PROFILES, Profile
 from emulator.sched.scheduler import Task
 from fuzz.record.call_order import EXECS, CallOrder, is_memory_call
@@ -24,6 +25,7 @@ from fuzz.record.processes import Processes
 from fuzz.record.report import ReplayReport
 
 _MACHINE: Final = "the machine's kernel"
+STOPPED: Final = "events after the machine's kernel stopped"
 _SETTINGS: Final = ("max_map_count", "mmap_min_addr")
 
 
@@ -53,11 +55,15 @@ class Replay:
         image: KernelImage,
         profile: str = "6.18",
         observer: Observer | None = None,
+        *,
+        machine_type: type[Machine] = Machine,
+        mremap_flags: int = 0,
     ) -> None:
+        """``mremap_flags``: what every mremap which may move asks for besides, where a design adds flags."""
         self.recording = recording
-        self.context = Context(recording, image, profile_of(recording, profile), observer)
+        self.context = Context(recording, image, profile_of(recording, profile), observer, machine_type)
         self.report = self.context.report
-        self.order = CallOrder(self.context)
+        self.order = CallOrder(self.context, mremap_flags)
         self.faults = PageFaults(self.context, self.order)
         self.processes = Processes(self.context, self.faults)
         self.handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -73,6 +79,7 @@ class Replay:
     def run(self) -> ReplayReport:
         """Replay to the end. A KernelBug ends it early, as a difference."""
         machine = self.context.machine
+        after = self.context.observer.after
         machine.sched.current = Task(0, 0)
         event: Event
         try:
@@ -86,11 +93,13 @@ class Replay:
                     else:
                         self.handlers[type(event)](event)
                 except KernelBug as bug:
-                    self.context.differ(event, _MACHINE, "went on", str(bug))
+                    self.context.differ(event, _MACHINE, "went on", str(bug), kind="kernel")
                     self._count_rest(event.at)
                     break
+                after(event)
                 for rule, detail, _ in machine.sched.warnings:
-                    self.context.differ(event, _MACHINE, "did not complain", f"{rule}: {detail}")
+                    ours = f"{rule}: {detail}"
+                    self.context.differ(event, _MACHINE, "did not complain", ours, kind="kernel")
             else:
                 self._check_end()
         finally:
@@ -114,12 +123,12 @@ class Replay:
         for what, count in left.items():
             if count:
                 last = self.recording.events[-1]
-                self.context.differ(last, f"{what} after the last process", "none", str(count))
+                self.context.differ(last, f"{what} after the last process", "none", str(count), kind="leak")
 
     def _count_rest(self, at: int) -> None:
         for event in self.recording.events:
             if event.at > at and _concerns_memory(event):
-                self.report.unmodelled["events after the machine's kernel stopped"] += 1
+                self.report.unmodelled[STOPPED] += 1
 
     def _enter(self, call: Call) -> None:
         self.order.enter(self.processes.thread(call), call)

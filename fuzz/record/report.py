@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -16,6 +16,10 @@ from fuzz.record.events import Header
 SHOWN_MAX: Final = 20  # differences that are shown; all are counted
 
 
+Kind = Literal["result", "layout", "kernel", "leak"]
+"""What a difference is about: a result, how memory is cut into VMAs, a complaint of the kernel, what is left over."""
+
+
 class Difference(NamedTuple):
     """A result or layout on which the machine and the recorded kernel disagree."""
 
@@ -25,6 +29,7 @@ class Difference(NamedTuple):
     what: str  # the call, fault or layout
     recorded: str
     machine: str
+    kind: Kind = "result"
 
     def __str__(self) -> str:
         thread = f"{self.pid}" if self.pid == self.tid else f"{self.pid}/{self.tid}"
