@@ -12,13 +12,14 @@ from emulator.errors import UsageError
 from fuzz import internal_errors
 from fuzz.campaign.selftest import BlindError
 from fuzz.campaign.supervisor import WorkerError
-from fuzz.cli import bench, campaign, conform, convert, environment, export, recordings, replay
+from fuzz.cli import bench, campaign, compare, conform, convert, environment, export, recordings, replay
 from fuzz.cli.app import CLEAN, INTERNAL, USAGE, app
 from fuzz.files import USERS_ERRNOS
 
 __all__ = [
     "bench",
     "campaign",
+    "compare",
     "conform",
     "convert",
     "environment",

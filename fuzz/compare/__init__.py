@@ -1,0 +1,1 @@
+"""The same workloads and recordings under several designs, and what each gains, costs and breaks."""
