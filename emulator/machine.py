@@ -49,6 +49,7 @@ class Machine:
         self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
         self.pins: dict[int, Pin] = {}
         self.files = [self._make_file(label) for label in range(FILES_MAX)]
+        self.shared_memory: dict[int, AddressSpace] = {}  # label to shmem object, for oracles: what has not been freed
         self.step_index = -1
         self.completed: list[int] = []  # ops of the last collision in the order in which they ended
         self.stack_guard_gap = min(self.profile.stack_guard_gap, self.geometry.stack_guard_gap_max)  # pages

@@ -65,15 +65,22 @@ GUP_PIN_COUNTING_BIAS: Final = 1024  # a pin on a small folio counts as so many 
 
 
 class AddressSpace:
-    """struct address_space of a file (or shmem object): the page cache of one inode."""
+    """struct address_space of a file (or shmem object): the page cache of one inode, and what shmem keeps with it.
 
-    __slots__ = ("i_mmap", "i_mmap_rwsem", "label", "pages", "shmem", "size")
+    ``pages`` and ``swapped`` (the two kinds of entries of i_pages) change under the lock of the folio concerned.
+    """
 
-    def __init__(self, label: int, size: int, i_mmap_rwsem: RwSem, *, shmem: bool = False) -> None:
+    __slots__ = ("i_mmap", "i_mmap_rwsem", "label", "noreserve", "pages", "shmem", "size", "swapped")
+
+    def __init__(
+        self, label: int, size: int, i_mmap_rwsem: RwSem, *, shmem: bool = False, noreserve: bool = False
+    ) -> None:
         self.label = label  # which file of the workload
         self.size = size  # bytes; access beyond is SIGBUS
         self.shmem = shmem
+        self.noreserve = noreserve  # of shmem: each page is charged when it comes, not all of them at once
         self.pages: dict[int, Folio] = {}  # i_pages: page index to folio
+        self.swapped: dict[int, int] = {}  # of shmem: page index to the swap slot that holds it
         self.i_mmap: list[VmAreaStruct] = []  # VMAs that map it; protected by i_mmap_rwsem
         self.i_mmap_rwsem = i_mmap_rwsem
 
@@ -81,12 +88,13 @@ class AddressSpace:
 class File:
     """struct file: one open file. VMAs of the same ``File`` may merge, of another open of it not."""
 
-    __slots__ = ("f_mapping", "label", "name", "readable", "writable")
+    __slots__ = ("f_count", "f_mapping", "label", "name", "readable", "writable")
 
     def __init__(self, label: int, f_mapping: AddressSpace, name: str = "") -> None:
         self.label = label
         self.f_mapping = f_mapping
         self.name = name
+        self.f_count = 1  # who uses it beside the VMAs in i_mmap: descriptors, calls that are under way
         self.readable = True
         self.writable = True
 

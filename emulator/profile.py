@@ -71,6 +71,8 @@ class Profile(NamedTuple):
 
     # ---- what a kernel may be built without
     anon_vma_name: bool = True  # CONFIG_ANON_VMA_NAME: anonymous VMAs have names, and merge only with equal ones
+    # Shared anonymous memory may have a name too: since 6.2 (P. Tatashin, "mm: anonymous shared memory naming").
+    anon_shmem_name: bool = True
 
     # ---- mm/mseal.c
     # mseal(2): since 6.10 (J. Xu, "mseal: add mseal syscall").
@@ -190,6 +192,7 @@ PROFILES: Final[dict[str, Profile]] = {
             split_maps_zero_page=False,
             split_checks_rmap=False,
             pt_reclaim=False,
+            anon_shmem_name=False,
             advice_unknown=(MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             populate_ends_at_hole=False,
             ksm_per_process=False,

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 PROCS_MAX: Final = 4  # process labels 0 (the first process) to 3
 PINS_MAX: Final = 8  # pin labels 0 to 7
 FILES_MAX: Final = 2  # file labels 0 and 1
+SHARED_MEMORY: Final = 1 << 16  # with a token: the label of the file behind shared anonymous memory
 FILE_PAGES: Final = 16  # every file's size
 OFFSETS_MAX: Final = 4  # sub-page write offsets
 COLLISION_OPS_MAX: Final = 3
@@ -285,6 +286,16 @@ def token(step: int, op: int) -> int:
 def file_token(file: int, page: int) -> int:
     """What a page of a file holds at offset 0 before anybody writes there: different from every ``token``."""
     return 1 << 36 | file << 20 | page + 1
+
+
+def shared_memory(token: int) -> int:
+    """The label of the file behind the shared anonymous memory that the op with this ``token`` maps."""
+    return SHARED_MEMORY | token
+
+
+def is_memory(file: int) -> bool:
+    """Is the file of that label one of memory (shmem), which holds zeros before anybody writes there?"""
+    return file >= SHARED_MEMORY
 
 
 def pattern_token(pattern: int) -> int:

@@ -1,5 +1,8 @@
 """The accounting oracle: total_vm and its parts, and the pages that are committed, recounted.
 
+Committed are the pages of accountable VMAs, and what shared memory has charged by itself: all of a file of memory when
+it is made or, where nothing was reserved, each page that it has.
+
 Linux itself miscounts ``Committed_AS`` in some corners, and the mainline design follows Linux: it is reported there
 as anywhere else (docs/mainline-findings.md). A wrong count breaks nothing else, so the run goes on, and each mistake
 is reported once. Everything is pages.
@@ -16,6 +19,7 @@ from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, Observer
 
 if TYPE_CHECKING:
+    from emulator.machine import Machine
     from emulator.mm_types import MmStruct
     from emulator.workload import Op, Outcome
 
@@ -42,6 +46,14 @@ def recount(mm: MmStruct) -> tuple[int, int, int, int, int, int]:
         if flags & VM_ACCOUNT:
             accountable += pages
     return total, executable, stack, data, locked, accountable
+
+
+def charged_by_files(machine: Machine) -> int:
+    """Pages that files of memory have charged."""
+    charged = 0
+    for mapping in machine.shared_memory.values():
+        charged += len(mapping.pages) + len(mapping.swapped) if mapping.noreserve else mapping.size >> PAGE_SHIFT
+    return charged
 
 
 def _suspect(ops: tuple[Op, ...], outcomes: list[Outcome]) -> str:
@@ -75,7 +87,7 @@ class AccountingOracle:
     @property
     def expected(self) -> int:
         """What ``committed`` is, unless the layout changed or something went wrong that has not been reported."""
-        return self._sum + self._drift
+        return self._sum + charged_by_files(self._observer.machine) + self._drift
 
     def check(self, step: int, ops: tuple[Op, ...], outcomes: list[Outcome]) -> list[Finding]:
         """Judge the processes whose layout the last step changed, and the machine's sum."""
@@ -91,10 +103,10 @@ class AccountingOracle:
                 else:
                     self._check_mm(mm, step, found)
             self._sum = sum(self._accountable.values())
-        drift = machine.committed - self._sum
+        drift = machine.committed - self._sum - charged_by_files(machine)
         if drift != self._drift:
             detail = (
-                f"committed is {machine.committed} pages, the accountable VMAs have "
+                f"committed is {machine.committed} pages, accountable VMAs and shared memory have "
                 f"{machine.committed - drift}; the step made it wrong by {drift - self._drift}"
             )
             way = "too many" if drift > self._drift else "too few"

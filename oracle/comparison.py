@@ -164,7 +164,7 @@ class VisibleOracle:
             of_file = page.backing
             if of_file is not None or backing is not None:
                 shown = None if backing is None else (backing[0], backing[1], backing[2] + number)
-                if entry or page.content is not None or of_file != shown:
+                if entry or page.content is not None or of_file is None or of_file[:3] != shown:
                     suspects.append((number, entry))
             elif entry & PRESENT:
                 content = 0

@@ -2,8 +2,8 @@
 
 Folios: a reference for each entry that maps them, for each page in the swap or page cache, for each reference and
 pin that get_user_pages gave out (``GUP_PIN_COUNTING_BIAS`` for a pin on a small folio), and no more; mapcounts
-equal to the entries. Swap slots: as many uses as entries. The anon_vma graph is judged by
-``oracle.anon_vma_graph``, whose findings come under this oracle's name.
+equal to the entries. Swap slots: as many uses as entries, and pages of files of memory. The anon_vma graph is judged by
+``oracle.anon_vma_graph`` and files of memory by ``oracle.shared_memory``, whose findings come under this oracle's name.
 
 After a step no operation is under way, so nothing else may hold a reference.
 """
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from emulator.mm_types import GUP_PIN_COUNTING_BIAS, AddressSpace
 from emulator.workload import FOLL_PIN
+from oracle import shared_memory
 from oracle.anon_vma_graph import AnonVmaGraph
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_BITS, KIND_PRESENT, KIND_SWAP
 from oracle.observation import Observer
 
 if TYPE_CHECKING:
+    from emulator.machine import Machine
     from emulator.mm_types import Folio, Pin
     from emulator.workload import Op
 
@@ -29,12 +31,13 @@ _CACHE_WORKERS = frozenset(("reclaim", "swap_readahead", "migrate", "madvise", "
 class LifetimeOracle:
     """Counts what the last step touched (``check``) or everything (``check_all``)."""
 
-    __slots__ = ("_graph", "_held", "_ksm_ran", "_observer", "_pins")
+    __slots__ = ("_graph", "_held", "_ksm_ran", "_observer", "_pins", "_shared")
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._graph = AnonVmaGraph(observer)
         self._ksm_ran = False  # the same-page scanner has, or had, something to scan
+        self._shared = False  # there is, or was, shared memory
         self._pins: dict[int, Pin] = {}  # as after the last step
         self._held: dict[int, list[Pin]] = {}  # head pfn to what get_user_pages gave out, after the last step
 
@@ -67,6 +70,7 @@ class LifetimeOracle:
             if folio is not zero:
                 self._check_folio(folio, step, found)
         self._check_stray(step, found)
+        self._check_shared_memory(step, found)
         return found
 
     def check_all(self, step: int) -> list[Finding]:
@@ -94,9 +98,18 @@ class LifetimeOracle:
             if folio is not zero:
                 self._check_folio(folio, step, found)
         self._check_stray(step, found)
+        self._check_shared_memory(step, found)
         if not machine.procs:
             self._check_leaks(step, found)
         return found
+
+    def _check_shared_memory(self, step: int, found: list[Finding]) -> None:
+        machine = self._observer.machine
+        if machine.shared_memory:
+            found += shared_memory.check_pages(machine, step)
+            self._shared = True
+        if self._shared and self._observer.spans:
+            found += shared_memory.check_files(machine, step)
 
     def _take_pins(self, changed: dict[int, Folio]) -> None:
         """Notice pins given out and given back; their folios are to be counted."""
@@ -205,6 +218,8 @@ class LifetimeOracle:
     def _check_slot(self, slot: int, step: int, found: list[Finding]) -> None:
         swap = self._observer.machine.swap
         entries = len(self._observer.places.get(slot << KIND_BITS | KIND_SWAP, ()))
+        if self._shared:
+            entries += shared_memory.uses_of_slot(self._observer.machine, slot)
         count = swap.count.get(slot)
         folio = swap.cache.get(slot)
         subjects: tuple[Subject, ...] = (("swap", slot),)
@@ -216,7 +231,8 @@ class LifetimeOracle:
                 rule, detail = "swap-use-after-free", f"swap slot {slot} is free and still used"
         elif count != entries:
             how = "too many" if count > entries else "too few"
-            rule, detail = f"swap-count: {how}", f"swap slot {slot} counts {count} uses, {entries} entries hold it"
+            rule = f"swap-count: {how}"
+            detail = f"swap slot {slot} counts {count} uses, {entries} entries or files hold it"
         elif count == 0 and folio is None:
             rule, detail = "swap-leak", f"swap slot {slot} is neither used nor cached nor free"
         elif folio is not None and not (
@@ -240,17 +256,27 @@ class LifetimeOracle:
         """
         machine = self._observer.machine
         for folio in machine.phys.live.values():
-            if folio is machine.phys.zero_folio or folio.mapping.__class__ is AddressSpace:
+            if folio is machine.phys.zero_folio or _in_file(machine, folio):
                 continue
             if folio.pfn not in self._held and not (self._ksm_ran and folio.swapcache):
                 detail = f"no process is left, and {folio} is not free"
                 subjects: tuple[Subject, ...] = (("folio", folio.pfn),)
                 found.append(finding("lifetime", "folio-leaked", detail, step, subjects=subjects))
         for slot in machine.swap.count:
+            if self._shared and shared_memory.uses_of_slot(machine, slot):
+                continue
             folio_cached = machine.swap.cache.get(slot)
             if folio_cached is None or (folio_cached.pfn not in self._held and not self._ksm_ran):
                 detail = f"no process is left, and swap slot {slot} is not free"
                 found.append(finding("lifetime", "swap-leaked", detail, step, subjects=(("swap", slot),)))
+
+
+def _in_file(machine: Machine, folio: Folio) -> bool:
+    """Is the folio in the page cache of a file that is there?"""
+    mapping = folio.mapping
+    if not isinstance(mapping, AddressSpace):
+        return False
+    return not mapping.shmem or machine.shared_memory.get(mapping.label) is mapping
 
 
 def _kind(folio: Folio) -> str:

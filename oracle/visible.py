@@ -77,11 +77,7 @@ class Visible:
             kind = leaf_key(entry) & 7
             value = entry >> PAGE_SHIFT
             if kind == KIND_SWAP:
-                cached = machine.swap.cache.get(value)
-                if cached is not None:
-                    return pack(cached.content[value - cached.swap])
-                stored = machine.swap.content.get(value)
-                return UNREADABLE if stored is None else pack(stored)
+                return self._swapped(value)
             if kind == KIND_MIGRATION:
                 folio = machine.phys.frames[value]
                 return pack(folio.content[value - folio.pfn])
@@ -92,7 +88,20 @@ class Visible:
         mapping = file.f_mapping
         index = vma.vm_pgoff + (address - vma.vm_start >> PAGE_SHIFT)
         cached = mapping.pages.get(index)
-        return file_token(file.label, index) if cached is None else pack(cached.content[index - cached.index])
+        if cached is not None:
+            return pack(cached.content[index - cached.index])
+        if not mapping.shmem:
+            return file_token(file.label, index)
+        swapped = mapping.swapped.get(index)
+        return 0 if swapped is None else self._swapped(swapped)
+
+    def _swapped(self, slot: int) -> int:
+        """What a swap slot holds, in the cache or on the device (packed); UNREADABLE where it holds nothing."""
+        cached = self.machine.swap.cache.get(slot)
+        if cached is not None:
+            return pack(cached.content[slot - cached.swap])
+        stored = self.machine.swap.content.get(slot)
+        return UNREADABLE if stored is None else pack(stored)
 
     # ---- one page
 

@@ -12,8 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import gup, khugepaged, ksm, madvise_walk, memory_zap, mmu_gather, rmap, swap_state, vma
+from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
+from emulator.mm import (
+    gup,
+    khugepaged,
+    ksm,
+    madvise_walk,
+    memory_zap,
+    mmu_gather,
+    rmap,
+    shmem,
+    swap_state,
+    vma,
+)
 from emulator.mm_types import (
     VM_DONTCOPY,
     VM_DONTDUMP,
@@ -108,6 +119,16 @@ def madvise_pageout(area: VmAreaStruct, start: int, end: int, pageout: bool) -> 
     return 0
 
 
+def madvise_willneed(area: VmAreaStruct, start: int, end: int) -> None:
+    """Bring what is swapped out into the swap cache; files are not read ahead."""
+    if area.vm_file is None:
+        swap_state.swapin_walk_range(area, start, end)
+    elif area.vm_file.f_mapping.shmem:
+        first = vma.linear_page_index(area, start)
+        last = first + ((end - start) >> PAGE_SHIFT)
+        shmem.shmem_swapin_range(area.vm_mm.machine, area.vm_file.f_mapping, first, last)
+
+
 def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int) -> int:
     """Throw pages away (DONTNEED) or allow that (FREE). Not on locked memory; FREE on anonymous memory only."""
     if area.vm_flags & (VM_PFNMAP | VM_LOCKED | VM_HUGETLB):
@@ -173,7 +194,8 @@ def madvise_update_name(
     prev: VmAreaStruct | None, area: VmAreaStruct, start: int, end: int, name: str | None
 ) -> VmAreaStruct | int:
     """Name part of one anonymous VMA: the VMA that holds it afterwards, or -errno (never -ENOMEM)."""
-    if area.vm_file is not None:
+    shared = shmem.vma_is_anon_shmem(area) and area.vm_mm.machine.profile.anon_shmem_name
+    if area.vm_file is not None and not shared:
         return -EBADF
     if area.anon_name == name:
         return area
@@ -246,8 +268,7 @@ def madvise_vma_behavior(
         error = madvise_remove(area)
     else:
         error = 0  # MADV_WILLNEED
-        if area.vm_file is None:
-            swap_state.swapin_walk_range(area, start, end)
+        madvise_willneed(area, start, end)
     return error or area
 
 

@@ -23,6 +23,7 @@ from emulator.mm import (
     pgtable_generic,
     rmap,
     rmap_counts,
+    shmem,
     swap,
     userfaultfd_k,
     vma_exec,
@@ -191,6 +192,16 @@ def finish_fault(vmf: VmFault, folio: Folio, cow: bool) -> int:
     return 0
 
 
+def file_fault(vmf: VmFault) -> Folio | int:
+    """__do_fault: the page of the file, locked, with a reference; else a VM_FAULT_* code."""
+    vma = vmf.vma
+    assert vma.vm_file is not None
+    index = vma_ops.linear_page_index(vma, vmf.address)
+    if vma.vm_file.f_mapping.shmem:
+        return shmem.shmem_fault(vma, index)
+    return filemap.filemap_fault(vma, index)
+
+
 def do_cow_fault(vmf: VmFault) -> int:
     """A write to a private file mapping where nothing is mapped: map a copy at once."""
     vma, m = vmf.vma, vmf.m
@@ -199,7 +210,7 @@ def do_cow_fault(vmf: VmFault) -> int:
     copy = folio_prealloc(vmf)
     if copy is None:
         return VM_FAULT_OOM
-    found = filemap.filemap_fault(vma, vma_ops.linear_page_index(vma, vmf.address))
+    found = file_fault(vmf)
     if isinstance(found, int):
         swap.folio_put(m, copy)
         return found
@@ -222,7 +233,7 @@ def do_fault(vmf: VmFault) -> int:
     write = vmf.flags & FAULT_FLAG_WRITE
     if write and not shared:
         return do_cow_fault(vmf)
-    found = filemap.filemap_fault(vma, vma_ops.linear_page_index(vma, vmf.address))
+    found = file_fault(vmf)
     if isinstance(found, int):
         return found
     result = finish_fault(vmf, found, False)

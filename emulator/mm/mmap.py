@@ -6,7 +6,7 @@ Limits and accounting that the system calls share stand here too.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, ksm, mlock, munmap, vma
+from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -198,11 +198,13 @@ def thp_get_unmapped_area(mm: MmStruct, hint: int, length: int, offset: int) -> 
     return mm_get_unmapped_area(mm, hint, length)
 
 
-def thp_aligned(mm: MmStruct, file: File | None, hint: int, length: int) -> bool:
+def thp_aligned(mm: MmStruct, file: File | None, hint: int, length: int, flags: int) -> bool:
     """Is the place to be chosen so that huge pages fit? (shmem sees to that itself, for huge pages of its own.)"""
     profile = mm.machine.profile
     if file is not None:
         return profile.thp_aligned_files and not file.f_mapping.shmem
+    if flags & MAP_SHARED:
+        return False
     return profile.thp_aligned_anon and not hint and length % mm.machine.geometry.pmd_size == 0
 
 
@@ -212,7 +214,7 @@ def get_unmapped_area(mm: MmStruct, file: File | None, addr: int, length: int, p
     if length > task_size:
         return -ENOMEM
     if not flags & MAP_FIXED:
-        if thp_aligned(mm, file, addr, length):
+        if thp_aligned(mm, file, addr, length, flags):
             addr = thp_get_unmapped_area(mm, addr, length, 0 if file is None else pgoff << PAGE_SHIFT)
         else:
             addr = mm_get_unmapped_area(mm, addr, length)
@@ -298,8 +300,15 @@ def mmap_new_area(
     area = VmAreaStruct(mm, vms.start, vms.end, pgoff, vm_flags)
     if file is not None:
         area.vm_file = file
-        area.vm_ops = GENERIC_FILE_VM_OPS
-    return area if not vma.vma_link(area) else None
+        area.vm_ops = shmem.SHMEM_VM_OPS if file.f_mapping.shmem else GENERIC_FILE_VM_OPS
+    elif vm_flags & VM_SHARED and shmem.shmem_zero_setup(area):
+        return None
+    linked = not vma.vma_link(area)
+    if file is None and area.vm_file is not None:
+        area.vm_file.f_count -= 1  # the VMA has it now
+        if not linked:
+            shmem.shmem_put_file(m, area.vm_file)
+    return area if linked else None
 
 
 def calc_vm_prot_bits(prot: int) -> int:
@@ -363,6 +372,11 @@ def do_mmap(
         vm_flags |= more
         if more & VM_MAYSHARE and not file.writable:
             vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+    elif flags & MAP_TYPE == MAP_SHARED:
+        if vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+        pgoff = 0
+        vm_flags |= VM_SHARED | VM_MAYSHARE
     elif flags & MAP_TYPE == MAP_PRIVATE:
         pgoff = addr >> PAGE_SHIFT
     elif flags & MAP_TYPE == MAP_DROPPABLE and mm.machine.profile.map_droppable:
@@ -371,7 +385,7 @@ def do_mmap(
         vm_flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
         pgoff = addr >> PAGE_SHIFT
     else:
-        return -EINVAL  # shared anonymous memory is not modelled yet
+        return -EINVAL
     if flags & MAP_NORESERVE:
         vm_flags |= VM_NORESERVE
     return mmap_region(mm, file, addr, length, vm_flags, pgoff)

@@ -6,7 +6,7 @@ Bytes; ``pgoff`` in pages.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK
-from emulator.mm import gup_populate, mmap
+from emulator.mm import gup_populate, mmap, shmem
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_SHARED, MmStruct
 from emulator.uapi import EINVAL, MAP_FIXED, MAP_LOCKED, MAP_POPULATE, MAP_SHARED
 
@@ -37,7 +37,12 @@ def sys_remap_file_pages(mm: MmStruct, start: int, size: int, prot: int, pgoff: 
         flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE
         if area.vm_flags & VM_LOCKED:
             flags |= MAP_LOCKED
-        result = mmap.do_mmap(mm, area.vm_file, start, size, area.vm_flags & VM_ACCESS_FLAGS, flags, pgoff)
+        file = area.vm_file
+        assert file is not None
+        file.f_count += 1  # its last mapping may be replaced
+        result = mmap.do_mmap(mm, file, start, size, area.vm_flags & VM_ACCESS_FLAGS, flags, pgoff)
+        file.f_count -= 1
+        shmem.shmem_put_file(mm.machine, file)
     mm.mmap_lock.up_write()
     if result < 0:
         return result

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
-from emulator.mm import huge_memory, rmap
+from emulator.mm import huge_memory, rmap, shmem
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_EXEC,
@@ -597,11 +597,13 @@ def vma_link_file(vma: VmAreaStruct) -> None:
 
 
 def vma_unlink_file(vma: VmAreaStruct) -> None:
+    """Take a VMA that goes out of its file's i_mmap; with the last user shared memory goes."""
     if vma.vm_file is not None:
         mapping = vma.vm_file.f_mapping
         mapping.i_mmap_rwsem.down_write()
         mapping.i_mmap.remove(vma)
         mapping.i_mmap_rwsem.up_write()
+        shmem.shmem_put_file(vma.vm_mm.machine, vma.vm_file)
 
 
 def vma_link(vma: VmAreaStruct) -> int:

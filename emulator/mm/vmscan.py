@@ -4,7 +4,7 @@ A folio is found as kswapd finds it, without any lock of the processes that map 
 Whoever isolates it from the LRU has it to himself there, with a reference of his own.
 
 The page cache has no backing store in the model, so a file folio is always dirty to reclaim: it is unmapped and
-kept. No folio counts as recently used (``ignore_references``).
+kept, unless its file is one of memory. No folio counts as recently used (``ignore_references``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
-from emulator.mm import huge_memory_split, rmap_unmap, swap, swap_state
+from emulator.mm import huge_memory_split, rmap_unmap, shmem, swap, swap_state
 from emulator.mm_types import Folio, MmStruct
 
 if TYPE_CHECKING:
@@ -71,24 +71,33 @@ def pageout(m: Machine, folio: Folio) -> int:
     """Write a dirty folio to its slots. PAGE_SUCCESS leaves it unlocked, as when the write ends."""
     if folio.refcount != 1 + folio.nr_pages:
         return PAGE_KEEP
-    if not folio.anon:
+    mapping = shmem.shmem_mapping(folio)
+    if not folio.anon and mapping is None and not folio.swapcache:
         return PAGE_ACTIVATE
     if not folio.dirty:
         return PAGE_CLEAN
     folio.dirty = False
-    swap_state.swap_writeout(m, folio)
+    if mapping is None:
+        swap_state.swap_writeout(m, folio)
+    elif not shmem.shmem_writeout(m, folio, mapping):
+        return PAGE_ACTIVATE
     folio.lock.unlock()
     return PAGE_SUCCESS
 
 
 def remove_mapping(m: Machine, folio: Folio) -> bool:
-    """__remove_mapping: out of the swap cache, if nobody but the cache and the caller has a reference.
+    """__remove_mapping: out of the swap cache or shmem's, if nobody but the cache and the caller has a reference.
 
     The folio is frozen (no references) when this says True. References are looked at before the dirty flag: who
     had one may have written through it and set the flag before giving it back.
     """
     if folio.refcount != 1 + folio.nr_pages or folio.dirty:
         return False
+    mapping = shmem.shmem_mapping(folio)
+    if mapping is not None:
+        shmem.remove_folio(m, mapping, folio)  # zeros, and they will be zeros again
+        shmem.shmem_unacct_blocks(m, mapping)
+        return True
     swap_state.remove_from_swap_cache(m, folio)
     swap.folio_put_refs(m, folio, folio.nr_pages)
     return True
@@ -155,7 +164,7 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
     # unmapped: no new pin can come now
     if folio.anon and not folio.swapbacked:
         return folio, folio.refcount == 1  # thrown away, if nobody else has it
-    if folio.maybe_dma_pinned() or not folio.swapcache:
+    if folio.maybe_dma_pinned() or not (folio.swapcache or shmem.shmem_mapping(folio)):
         return folio, False
     if folio.dirty:
         written = pageout(m, folio)

@@ -14,7 +14,7 @@ from emulator.workload import Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
-from oracle.live.calls import CALLS, expressible
+from oracle.live.calls import CALLS, expressible, maps_memory
 from oracle.live.view import Depth
 
 GEOMETRY: Final = "x86-64"
@@ -61,6 +61,8 @@ def round_of(
         generator = Generator(rng, GEOMETRY, weights=WEIGHTS, alone=True)
         made = generator.generate(rng.choice(_LENGTHS))
         fit = [step for step in made.steps if not expressible(Workload(GEOMETRY, (step,)), depth, swap=swap)]
+        if any(step.ops[0].kind == "uffd_register" for step in fit):  # not both, see ``expressible``
+            fit = [step for step in fit if not maps_memory(step.ops[0])]
         workload = repair(Workload(GEOMETRY, tuple(fit)))
         done += count_ops(workload)
         yield workload

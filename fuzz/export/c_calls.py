@@ -64,8 +64,6 @@ def inexpressible(op: Op) -> str:
         return "mremap flags that mainline does not have"
     if op.kind == "userfaultfd" and op.args[0] & _UFFD_EVENTS:
         return "a userfaultfd with events, which somebody has to read"
-    if op.kind == "mmap" and op.args[3] & uapi.MAP_TYPE == uapi.MAP_SHARED and not op.args[4]:
-        return "shared anonymous memory, which the machine does not have yet"
     return ""
 
 

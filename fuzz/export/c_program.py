@@ -28,13 +28,14 @@ from emulator.uapi import (
     PROT_READ,
     PROT_WRITE,
 )
-from emulator.workload import FILE_PAGES, OFFSETS_MAX, PROCS_MAX
+from emulator.workload import FILE_PAGES, OFFSETS_MAX, PROCS_MAX, SHARED_MEMORY
 from fuzz.export import c_calls
 from fuzz.export.c_calls import EMITTERS
 from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_at
 from fuzz.target import Target
+from fuzz.workload.domains import all_ops
 from fuzz.workload.text import show_op, to_text
-from oracle.live.calls import SYS_MSEAL, SYS_PKEY_MPROTECT
+from oracle.live.calls import SYS_MSEAL, SYS_PKEY_MPROTECT, maps_memory
 from oracle.live.machine_code import SUB_PAGE
 
 if TYPE_CHECKING:
@@ -105,8 +106,11 @@ def export(workload: Workload, stem: str, profile: str) -> str:
 def check(workload: Workload) -> None:
     """Raises ``UsageError`` that names everything in the workload that no program can do."""
     wrong = []
+    shared = any(maps_memory(op) for op in all_ops(workload))
     for number, step in enumerate(workload.steps):
         reason = "a collision" if len(step.ops) > 1 else c_calls.inexpressible(step.ops[0])
+        if shared and step.ops[0].kind == "uffd_register":
+            reason = "userfaultfd beside shared memory, which the machine does not register"
         if reason:
             wrong.append(f"step {number}: {reason}")
     if wrong:
@@ -144,6 +148,7 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["opens_userfaultfd"] = uses["uffd_call"] or "userfaultfd" in called
     uses["processes"] = not alone
     uses["files"] = any(op.kind == "mmap" and op.args[4] for op in ops)
+    uses["shared"] = any(area.file > SHARED_MEMORY for area in areas)
     uses["exec"] = any(c_calls.prots(op) & PROT_EXEC for op in ops)
     uses["exec_only"] = any(area.prot == PROT_EXEC for area in areas)
     uses["brk"] = "set_break" in called
@@ -233,9 +238,10 @@ class _Body:
 
 
 def _show(area: VmaView) -> str:
-    """``4-12 rw-p``, ``20-21 r--s file0+3``."""
+    """``4-12 rw-p``, ``20-21 r--s file0+3``, ``30-34 rw-s shared+0`` (shared anonymous memory)."""
     letters = "".join(letter if area.prot & bit else "-" for letter, bit in _LETTERS)
-    file = f" file{area.file - 1}+{area.pgoff}" if area.file else ""
+    name = "shared" if area.file > SHARED_MEMORY else f"file{area.file - 1}"
+    file = f" {name}+{area.pgoff}" if area.file else ""
     return f"{area.start}-{area.end} {letters}{'s' if area.shared else 'p'}{file}"
 
 

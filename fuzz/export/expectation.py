@@ -13,7 +13,7 @@ from emulator.errors import KernelBug, UsageError
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT, Geometry
 from emulator.machine import Machine
 from emulator.uapi import ESRCH
-from emulator.workload import FILE_PAGES, STEPS_MAX, Op
+from emulator.workload import STEPS_MAX, Op
 from fuzz.designs import load_image
 from oracle.leaves import leaves_between
 from oracle.live.machine_view import view
@@ -99,7 +99,8 @@ def _populated(mm: MmStruct) -> set[int]:
     for area in mm.mm_mt:
         start = area.vm_start - geometry.arena_start >> PAGE_SHIFT
         if area.vm_file is not None:
-            length = min(area.vm_end - area.vm_start >> PAGE_SHIFT, max(0, FILE_PAGES - area.vm_pgoff))
+            size = area.vm_file.f_mapping.size >> PAGE_SHIFT
+            length = min(area.vm_end - area.vm_start >> PAGE_SHIFT, max(0, size - area.vm_pgoff))
             pages.update(range(start, start + length))
         for table, _, address, _ in leaves_between(mm, geometry, area.vm_start, area.vm_end):
             first = address - geometry.arena_start >> PAGE_SHIFT

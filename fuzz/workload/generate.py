@@ -182,6 +182,7 @@ _ADVICE: Final = (
     MADV_KEEPONFORK, MADV_DONTDUMP, MADV_DODUMP, MADV_WILLNEED, MADV_COLD, MADV_FREE, MADV_FREE, MADV_POPULATE_READ,
     MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
 )  # fmt: skip
+_SHARED_MEMORY: Final = 0.1  # of the mappings without a file are shared
 _SELDOM_FLAG: Final = 0.08  # of the mappings have one of these
 _SELDOM_FLAGS: Final = (
     MAP_GROWSDOWN, MAP_GROWSDOWN, MAP_LOCKED, MAP_POPULATE, MAP_STACK, MAP_DROPPABLE ^ MAP_PRIVATE
@@ -508,6 +509,8 @@ class Generator:
             file = rng.randint(1, FILES_MAX)
             offset = rng.choice((0, 0, rng.randrange(FILE_PAGES)))
             flags = rng.choice((MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED))
+        elif rng.random() < _SHARED_MEMORY:
+            flags = MAP_SHARED
         roll = rng.random()
         if roll < 0.85:
             flags |= MAP_FIXED

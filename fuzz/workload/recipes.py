@@ -157,6 +157,14 @@ _TEXTS: Final[dict[str, str]] = {
         write addr=a at=0
         mremap addr=a old_len=n new_len=n+m flags=none
     """,
+    "shared memory, swapped out and seen by a child": """
+        mmap addr=a len=n prot=rw flags=shared|fixed
+        write addr=a at=0
+        fork child=c
+        madvise addr=a len=n advice=pageout
+        c: write addr=a at=1
+        c: mremap addr=a old_len=0 new_len=n flags=maymove|fixed new_addr=d
+    """,
     "a private page of a file, moved": """
         mmap addr=a len=n prot=rw flags=private|fixed file=file0
         read addr=a

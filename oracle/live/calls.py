@@ -16,6 +16,8 @@ from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
+    MAP_SHARED,
+    MAP_TYPE,
     MCL_CURRENT,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -305,14 +307,22 @@ def has_protection_keys() -> bool:
         return any(line.startswith("flags") and "ospke" in line.split() for line in lines)
 
 
+def maps_memory(op: Op) -> bool:
+    """Does the op map a file of memory?"""
+    return op.kind == "mmap" and not op.args[4] and op.args[3] & MAP_TYPE == MAP_SHARED
+
+
 def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:
     """Why a workload cannot run on a live kernel, one that has prompt ``swap`` or not; empty if it can."""
     if workload.geometry != GEOMETRY:
         return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
+    shared = any(maps_memory(step.ops[0]) for step in workload.steps)
     for number, step in enumerate(workload.steps):
         if len(step.ops) != 1:
             return f"step {number} is a collision"
         op = step.ops[0]
+        if shared and op.kind == "uffd_register":
+            return f"step {number}: the machine registers no files of memory with userfaultfd, as the kernel does"
         if op.kind not in CALLS and op.kind not in PROCESS_OPS:
             return f"step {number}: no system call does what {op.kind} does"
         if op.fail_nth:

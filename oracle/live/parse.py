@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from emulator.geometry import PAGE_SHIFT
+from emulator.workload import shared_memory, token
 from oracle.live.calls import ARENA_START
 from oracle.live.pages import (
     PM_EXCLUSIVE,
@@ -49,15 +50,29 @@ class VmaParser:
 
     def __init__(self, files: Mapping[int, int]) -> None:
         self._files = files  # inode to label
+        self._shared: dict[int, int] = {}  # the same of shared anonymous memory, whose inodes are never used again
         self._known: dict[bytes, VmaView] = {}
 
-    def __call__(self, record: bytes) -> VmaView:
+    def __call__(self, record: bytes, step: int) -> VmaView:
+        """A record seen after step ``step``: a file that nobody knew before is the memory that the step has mapped."""
         vma = self._known.get(record)
         if vma is None:
             if len(self._known) >= _CACHE_MAX:
                 self._known.clear()
-            vma = self._known[record] = parse_vma(record, self._files)
+            inode = inode_of(record)
+            if inode and inode not in self._files:
+                self._shared.setdefault(inode, shared_memory(token(step, 0)))
+            vma = self._known[record] = parse_vma(record, {**self._files, **self._shared})
         return vma
+
+    def forget_shared(self) -> None:
+        """Another workload begins."""
+        self._shared.clear()
+
+
+def inode_of(record: bytes) -> int:
+    """The inode that a VMA's line of maps shows; 0: it has no file."""
+    return int(record.split(None, 5)[4])
 
 
 def parse_vma(record: bytes, files: Mapping[int, int]) -> VmaView:

@@ -159,6 +159,7 @@ class LiveSystem:
         processes = {0: EMPTY}
         page_views: dict[int, tuple[PageView, ...]] = {}
         entries: Entries = {}
+        self._vma.forget_shared()
         for number, (result, data, seen, pages) in enumerate(steps):
             processes = dict(processes)
             for label, shown in seen.items():
@@ -166,7 +167,9 @@ class LiveSystem:
                     del processes[label]
                     continue
                 records, counts = shown
-                processes[label] = ProcessView(tuple(map(self._vma, records)), counters(counts, self._empty))
+                processes[label] = ProcessView(
+                    tuple(self._vma(record, number) for record in records), counters(counts, self._empty)
+                )
             if pages:
                 entries = pages[0]
                 page_views = parse_pages(*pages)

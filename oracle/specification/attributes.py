@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SEALED
 from emulator.uapi import EAGAIN, EBADF, EFAULT, EINVAL, ENOMEM, ENOSYS, EPERM, result_name
+from emulator.workload import SHARED_MEMORY
 from oracle.specification.lock import may_lock
 from oracle.specification.page import (
     KIND,
@@ -15,7 +16,6 @@ from oracle.specification.page import (
     NAME_SHIFT,
     POLICY,
     POLICY_SHIFT,
-    Backing,
     Page,
     Pages,
     Refusal,
@@ -25,6 +25,7 @@ from oracle.specification.page import (
 )
 
 if TYPE_CHECKING:
+    from emulator.profile import Profile
     from emulator.workload import Op
     from oracle.specification.state import Specification
 
@@ -47,7 +48,7 @@ def mseal(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None
 
 
 def set_vma_name(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
-    """Only anonymous memory has names; a hole is an error at the end."""
+    """Only anonymous memory has names, of newer kernels that which is shared too; a hole is an error at the end."""
     addr, length, name = op.args
     if not spec.limits.profile.anon_vma_name:
         return _result(op, ret, -EINVAL)
@@ -56,11 +57,16 @@ def set_vma_name(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal
         page = pages.get(number)
         if page is None:
             want = -ENOMEM
-        elif page.backing is not None:
+        elif not can_be_named(page, spec.limits.profile):
             return _result(op, ret, -EBADF)
         else:
             pages[number] = with_flags(page, NAME, name << NAME_SHIFT)
     return _result(op, ret, want)
+
+
+def can_be_named(page: Page, profile: Profile) -> bool:
+    """Is it anonymous memory that may have a name?"""
+    return page.backing is None or (page.backing.file >= SHARED_MEMORY and profile.anon_shmem_name)
 
 
 def mbind(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -128,5 +134,5 @@ def remap_file_pages(spec: Specification, pages: Pages, op: Op, ret: int) -> Ref
         return _result(op, ret, -EAGAIN)
     shown = head.flags & VM_ACCESS_FLAGS | lock
     for i, number in enumerate(numbers):
-        pages[number] = Page(shown, Backing(True, file, offset + i), None)
+        pages[number] = Page(shown, head.backing._replace(page=offset + i), None)
     return _result(op, ret, 0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from emulator.mm_types import VM_MERGEABLE, VM_SEALED, VM_UFFD_FLAGS
 from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
-from oracle.specification.attributes import can_merge
+from oracle.specification.attributes import can_be_named, can_merge
 from oracle.specification.lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification.madvise import EFFECTS
 from oracle.specification.mremap import (
@@ -56,6 +56,7 @@ from oracle.specification.uffd import carried, leave_open
 from oracle.specification.uffd_calls import registered
 
 if TYPE_CHECKING:
+    from emulator.profile import Profile
     from emulator.workload import Op, Outcome
     from oracle.specification.state import Specification
 
@@ -101,7 +102,7 @@ def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[
     if kind == "remap_file_pages" or (kind == "mmap" and op.args[3] & MAP_FIXED):
         addr, length = op.args[:2]
         return [[{n: pages[n]}, {n: None}] for n in range(addr, addr + length) if n in pages]
-    change = _change(op)
+    change = _change(op, spec.limits.profile)
     if change is None:
         return []
     addr, length = op.args[:2]
@@ -136,7 +137,7 @@ def _seal_groups(pages: Pages, op: Op, outcome: Outcome, stop: int, certain: int
     return groups
 
 
-def _change(op: Op) -> Callable[[Page], Page] | None:
+def _change(op: Op, profile: Profile) -> Callable[[Page], Page] | None:
     """What a call that changes mappings in turn makes of a page that it gets to."""
     kind, args = op.kind, op.args
     if kind in ("mprotect", "pkey_mprotect"):
@@ -144,7 +145,8 @@ def _change(op: Op) -> Callable[[Page], Page] | None:
     if kind == "mseal":
         return lambda page: with_flags(page, 0, VM_SEALED)
     if kind == "set_vma_name":
-        return lambda page: page if page.backing is not None else with_flags(page, NAME, args[2] << NAME_SHIFT)
+        name = args[2] << NAME_SHIFT
+        return lambda page: with_flags(page, NAME, name) if can_be_named(page, profile) else page
     if kind == "mbind":
         return lambda page: with_flags(page, POLICY, args[2] << POLICY_SHIFT)
     if kind in ("mlock", "mlock2", "munlock"):

@@ -36,6 +36,7 @@ from emulator.uapi import (
     MAP_STACK,
     MAP_TYPE,
 )
+from emulator.workload import shared_memory
 from oracle.specification.lock import may_lock
 from oracle.specification.page import Backing, Page, Pages, Refusal, names, sealed, wrong_result
 from oracle.specification.placement import check_place, may_lack_space
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 _MAPPING_FLAGS: Final = ((MAP_NORESERVE, VM_NORESERVE), (MAP_LOCKED, VM_LOCKED), (MAP_GROWSDOWN, VM_GROWSDOWN))
 
 
-def mmap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+def mmap(spec: Specification, pages: Pages, op: Op, ret: int, token: int) -> Refusal | None:
+    """``token`` is the op's: what is shared and anonymous is known by it."""
     addr, length, prot, flags, file, offset = op.args
     fixed = bool(flags & (MAP_FIXED | MAP_FIXED_NOREPLACE))
     errors = _mmap_errors(spec, pages, op, fixed)
@@ -70,14 +72,16 @@ def mmap(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
         spec.frees = True
     if flags & MAP_GROWSDOWN:
         spec.stacks = True
-    shared = bool(file) and flags & MAP_TYPE != MAP_PRIVATE
+    shared = flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
     if spec.settings_of(op.proc).merge and not shared and not shown & VM_DROPPABLE:
         shown |= VM_MERGEABLE
-    if file == 0:
+    if file == 0 and not shared:
         pages.update(dict.fromkeys(range(ret, ret + length), Page(shown, None, 0)))
-    else:
-        for i in range(length):
-            pages[ret + i] = Page(shown, Backing(shared, file - 1, offset + i), None)
+        return None
+    # what is shared and anonymous is a file of its own, as long as the mapping
+    first = Backing(shared, file - 1, offset) if file else Backing(True, shared_memory(token), 0, length)
+    for i in range(length):
+        pages[ret + i] = Page(shown, first._replace(page=first.page + i), None)
     return None
 
 
@@ -89,9 +93,11 @@ def _mmap_errors(spec: Specification, pages: Pages, op: Op, fixed: bool) -> set[
         errors.add(-EINVAL)
     kind = flags & MAP_TYPE
     if file == 0:
-        droppable = kind == MAP_DROPPABLE and spec.limits.profile.map_droppable
-        if kind != MAP_PRIVATE and (not droppable or flags & (MAP_LOCKED | MAP_GROWSDOWN)):
-            errors.add(-EINVAL)  # shared anonymous memory is not modelled
+        not_with = {MAP_PRIVATE: 0, MAP_SHARED: MAP_GROWSDOWN}
+        if spec.limits.profile.map_droppable:
+            not_with[MAP_DROPPABLE] = MAP_LOCKED | MAP_GROWSDOWN
+        if flags & not_with.get(kind, ~0):
+            errors.add(-EINVAL)
     elif kind not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE) or flags & MAP_GROWSDOWN:
         errors.add(-EINVAL)
     if file and kind == MAP_SHARED_VALIDATE and flags & MAP_FIXED_NOREPLACE:

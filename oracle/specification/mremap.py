@@ -31,7 +31,6 @@ from oracle.specification.page import (
     GUARDED,
     KIND,
     MAYBE_UNLOCKED,
-    Backing,
     Page,
     Pages,
     Refusal,
@@ -90,7 +89,7 @@ def next_page(page: Page, distance: int) -> Page:
     flags = page.flags & ~GUARDED
     if backing is None:
         return Page(flags, None, 0)
-    return Page(flags, Backing(backing.shared, backing.file, backing.page + distance), None)
+    return Page(flags, backing._replace(page=backing.page + distance), None)
 
 
 def _differ(a: int, b: int) -> bool:

@@ -60,6 +60,7 @@ class Backing(NamedTuple):
     shared: bool
     file: int
     page: int
+    length: int = FILE_PAGES  # pages that the file has
 
 
 class Page(NamedTuple):
@@ -166,7 +167,7 @@ def unlocked(page: Page) -> Page:
 
 def beyond_file(page: Page) -> bool:
     """Does an access meet the end of the file?"""
-    return page.content is None and page.backing is not None and page.backing.page >= FILE_PAGES
+    return page.content is None and page.backing is not None and page.backing.page >= page.backing.length
 
 
 def follows_file(page: Page) -> bool:

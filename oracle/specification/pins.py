@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE
 from emulator.uapi import EBUSY, EFAULT, EINVAL, PROT_READ, PROT_WRITE, result_name
-from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
+from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, is_memory
 from oracle.contents import LANE
 from oracle.specification import stack
 from oracle.specification.page import (
@@ -82,7 +82,8 @@ def gup_results(spec: Specification, page: Page | None, op: Op) -> set[int]:
     if flags & FOLL_WRITE:
         if not page.flags & PROT_WRITE:
             return {-EFAULT}
-        if flags & FOLL_LONGTERM and page.backing is not None and page.backing.shared:
+        backing = page.backing
+        if flags & FOLL_LONGTERM and backing is not None and backing.shared and not is_memory(backing.file):
             return {-EFAULT}  # a device could write after the file system has cleaned the page
     if beyond_file(page):
         return {-EFAULT}

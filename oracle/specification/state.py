@@ -25,7 +25,7 @@ from emulator.mm_types import (
 from emulator.uapi import (
     ESRCH,
 )
-from emulator.workload import file_token
+from emulator.workload import file_token, is_memory
 from oracle.specification import (
     accesses,
     attributes,
@@ -127,9 +127,11 @@ class Specification:
         return self.cells[-own] if own < 0 else own
 
     def file_content(self, file: int, page: int) -> int:
-        """What a page of a file holds; before it is written, the token of file and page."""
+        """What a page of a file holds; before it is written, the token of file and page, of memory zeros."""
         written = self.files.get((file, page))
-        return file_token(file, page) if written is None else written
+        if written is not None:
+            return written
+        return 0 if is_memory(file) else file_token(file, page)
 
     def set_content(self, pages: Pages, number: int, page: Page, content: int) -> None:
         """Give the page these contents, wherever they are kept."""
@@ -186,6 +188,8 @@ class Specification:
             return accesses.write(self, pages, op, ret, token)
         if kind == "read":
             return accesses.read(self, pages, op, outcome)
+        if kind == "mmap":
+            return mappings.mmap(self, pages, op, ret, token)
         if kind == "pin_write":
             return pins.pin_write(self, op, ret, token)
         handler = _HANDLERS.get(kind)
@@ -199,7 +203,6 @@ def _kernel_activity(spec: Specification, pages: Pages, op: Op, ret: int) -> Ref
 
 
 _HANDLERS = {
-    "mmap": mappings.mmap,
     "munmap": mappings.munmap,
     "mprotect": attributes.mprotect,
     "madvise": madvise.madvise,

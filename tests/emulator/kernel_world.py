@@ -195,7 +195,12 @@ def mapped_pages(mm: MmStruct) -> int:
 
 
 def committed_pages(machine: Machine) -> int:
-    return sum(
+    """What accountable VMAs and files of memory have charged."""
+    of_files = (
+        len(f.pages) + len(f.swapped) if f.noreserve else f.size >> PAGE_SHIFT
+        for f in machine.shared_memory.values()
+    )
+    return sum(of_files) + sum(
         (v.vm_end - v.vm_start) >> PAGE_SHIFT
         for mm in machine.procs.values()
         for v in mm.mm_mt

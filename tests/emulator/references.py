@@ -33,8 +33,8 @@ def check_references(world: World) -> None:
             expected[pin.folio.pfn] += 1
             if pin.flags & FOLL_PIN:
                 pincounts[pin.folio.pfn] = pincounts.get(pin.folio.pfn, 0) + 1
-    for file in machine.files:
-        for folio in file.f_mapping.pages.values():
+    for mapping in [*(file.f_mapping for file in machine.files), *machine.shared_memory.values()]:
+        for folio in mapping.pages.values():
             expected[folio.pfn] += 1
     for pfn, folio in machine.phys.live.items():
         if folio is machine.phys.zero_folio:
@@ -56,6 +56,9 @@ def check_swap(world: World) -> None:
             if not level and is_swap(entry):
                 slot = softleaf_value(entry)
                 held[slot] = held.get(slot, 0) + 1
+    for mapping in machine.shared_memory.values():
+        for slot in mapping.swapped.values():
+            held[slot] = held.get(slot, 0) + 1
     for slot, count in machine.swap.count.items():
         assert count == held.get(slot, 0), f"slot {slot}: count {count}, {held.get(slot, 0)} entries"
         assert count or slot in machine.swap.cache, f"slot {slot} leaks"

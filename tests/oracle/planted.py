@@ -151,6 +151,18 @@ def keep_the_lock(mm: MmStruct, start: int, length: int) -> int:
     return munmap.do_munmap(mm, start, length)
 
 
+def keep_the_slot(original: Original, m: Any, mapping: Any, index: int, slot: int) -> Any:
+    """A page of shared memory comes back from swap, and the file still says that it is there."""
+    found = original(m, mapping, index, slot)
+    mapping.swapped[index] = slot
+    return found
+
+
+def charge_nothing(*args: object) -> bool:
+    """Shared memory is mapped and not charged."""
+    return True
+
+
 def complain(mm: MmStruct, start: int, length: int, advice: int) -> int:
     """A WARN_ON, after which the kernel goes on."""
     mm.machine.warn("planted-warning", "this should not happen", mm.mm_mt.lookup(start))
@@ -323,6 +335,26 @@ class MunmapByHalves(Design):
 class KeepsTheLock(Design):
     name = "keeps-the-lock"
     replaces: ClassVar = {"munmap.sys_munmap": keep_the_lock}
+
+
+class KeepsSharedMemory(Design):
+    name = "keeps-shared-memory"
+    replaces: ClassVar = {"shmem.shmem_put_file": do_nothing}
+
+
+class LosesSharedMemory(Design):
+    name = "loses-shared-memory"
+    replaces: ClassVar = {"shmem.shmem_undo_range": do_nothing}
+
+
+class KeepsSlotOfSharedMemory(Design):
+    name = "keeps-slot-of-shared-memory"
+    replaces: ClassVar = {"shmem.shmem_swapin_folio": keep_the_slot}
+
+
+class SharedMemoryIsFree(Design):
+    name = "shared-memory-is-free"
+    replaces: ClassVar = {"shmem.shmem_acct_size": charge_nothing}
 
 
 class Complains(Design):

@@ -20,6 +20,7 @@ from emulator.uapi import (
     MADV_PAGEOUT,
     MAP_FIXED,
     MAP_PRIVATE,
+    MAP_SHARED,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     MREMAP_RELOCATE_ANON,
@@ -56,6 +57,10 @@ def op(kind: str, *args: int, proc: int = 0, fail_nth: int = 0) -> Op:
 
 def mmap(first: int, pages: int, *, proc: int = 0) -> Op:
     return op("mmap", first, pages, RW, FIXED, 0, 0, proc=proc)
+
+
+def shared(first: int, pages: int) -> Op:
+    return op("mmap", first, pages, RW, MAP_SHARED | MAP_FIXED, 0, 0)
 
 
 def workload(*steps: Op | Step) -> Workload:
@@ -142,6 +147,31 @@ PLANTED = [
         planted.ForgetsToUncharge,
         ["accounting/total_vm", "accounting/committed:too many, munmap"],
         workload(mmap(10, 4), op("munmap", 10, 1)),
+    ),
+    (
+        planted.KeepsSharedMemory,
+        ["lifetime/shared-memory-leaked"],
+        workload(shared(10, 4), op("munmap", 10, 4)),
+    ),
+    (
+        planted.LosesSharedMemory,
+        ["lifetime/folio-leaked"],
+        workload(shared(10, 4), op("write", 10, 0), op("exit")),
+    ),
+    (
+        planted.LosesSharedMemory,
+        ["lifetime/swap-count: too many"],
+        workload(shared(10, 4), op("write", 10, 0), op("reclaim", 10), op("exit")),
+    ),
+    (
+        planted.KeepsSlotOfSharedMemory,
+        ["lifetime/file-page-twice"],
+        workload(shared(10, 4), op("write", 10, 0), op("reclaim", 10), op("read", 10)),
+    ),
+    (
+        planted.SharedMemoryIsFree,
+        ["accounting/committed:too few, mmap"],
+        workload(shared(10, 4), op("munmap", 10, 4)),
     ),
     (
         planted.NeverMerges,

@@ -12,6 +12,7 @@ from emulator.hw.pte import SPECIAL, is_guard
 from emulator.mm_types import VM_IO, VM_LOCKED, VM_MAYBE_GUARD, VM_SPECIAL
 from emulator.profile import PROFILES, Profile
 from emulator.uapi import (
+    EBADF,
     EEXIST,
     EFAULT,
     EINVAL,
@@ -30,6 +31,7 @@ from emulator.uapi import (
     MAP_GROWSDOWN,
     MAP_NORESERVE,
     MAP_PRIVATE,
+    MAP_SHARED,
     MAP_STACK,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -99,6 +101,13 @@ def fail_a_merge(profile: Profile) -> object:
         result = world.do("mprotect", 2, 2, PROT_READ, fail_nth=fail_nth)
         shown.append((result, world.last.injected, world.layout()))
     return shown
+
+
+def name_shared_memory(profile: Profile) -> object:
+    """A name for half of a shared anonymous mapping: result, layout."""
+    world = World(profile=profile)
+    world.mmap(0, 4, RW, MAP_SHARED | MAP_FIXED)
+    return world.do("set_vma_name", 0, 2, 1), world.layout()
 
 
 def fail_the_tree(profile: Profile) -> object:
@@ -476,6 +485,7 @@ RULES: Final = {
         {(): [0, 0, 0], (MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE): [-EINVAL] * 3},
     ),
     "dofork_refused": Rule(let_special_mappings_fork, {VM_IO: [0, -EINVAL], VM_SPECIAL: [-EINVAL, -EINVAL]}),
+    "anon_shmem_name": Rule(name_shared_memory, {True: (0, [(0, 2), (2, 2)]), False: (-EBADF, [(0, 4)])}),
     "ksm_per_process": Rule(merge_for_the_process, {True: (0, True), False: (-EINVAL, False)}),
     "stack_grows_under_read_lock": Rule(grow_beside_a_fault, {False: [1, 0], True: [0, 1]}),
     "gup_grows_stack": Rule(

@@ -15,6 +15,7 @@ from fuzz.export import c_program
 from fuzz.workload import wire
 from fuzz.workload.domains import OP_DOMAINS
 from fuzz.workload.generate import Generator
+from fuzz.workload.text import from_text
 from tests.fuzz.export.programs import PROFILE, build, compiled, conforms, exportable, run
 
 CORPUS: Final = Path(__file__).parents[3] / "corpus"
@@ -54,6 +55,25 @@ def _agrees(workload: Workload, folder: Path) -> None:
 def test_regressions(path: Path, tmp_path: Path) -> None:
     """What was a finding in the books only, everybody sees as correct from outside."""
     _agrees(wire.decode(path.read_bytes()), tmp_path)
+
+
+@compiled
+@conforms
+def test_shared_memory(tmp_path: Path) -> None:
+    """Parent and child, the file of a mapping beside an ordinary one, and its end."""
+    steps = """world x86-64
+        mmap addr=10 len=4 prot=rw flags=shared|fixed
+        mmap addr=14 len=2 prot=rw flags=shared|fixed file=file0
+        write addr=11 at=1
+        fork child=1
+        p1: write addr=10 at=0
+        p1: mremap addr=10 old_len=0 new_len=6 flags=maymove|fixed new_addr=30
+        madvise addr=10 len=4 advice=dontneed
+        read addr=10
+        p1: read addr=35
+        p1: write addr=31 at=2
+    """
+    _agrees(from_text(steps), tmp_path)
 
 
 @compiled

@@ -132,6 +132,14 @@ def test_a_move_of_several_mappings_that_meets_a_seal(bench: Attributes) -> None
 # ---- names and policies
 
 
+def test_shared_memory_has_names_in_newer_kernels(bench: Attributes) -> None:
+    bench.map(20, 2, flags=MAP_SHARED | MAP_FIXED)
+    bench.do("set_vma_name", 20, 1, 1)
+    assert bench.kept(NAME, 20, 21) == [1 << NAME_SHIFT, 0]
+    bench.without(anon_shmem_name=False)
+    bench.do("set_vma_name", 20, 1, 1, ret=-EBADF)
+
+
 def test_names(bench: Attributes) -> None:
     """Only anonymous memory; what stands before a file is named, a hole is an error at the end."""
     bench.map(15, 1)

@@ -9,6 +9,7 @@ from emulator.uapi import (
     EOPNOTSUPP,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
@@ -20,7 +21,8 @@ def test_mmap_errors(bench: Bench) -> None:
     """Each error where it must come, and not where it must not."""
     bench.map(10, 4)
     bench.do("mmap", 10, 0, RW, FIXED, 0, 0, ret=-EINVAL)
-    bench.do("mmap", 10, 1, RW, MAP_SHARED | MAP_FIXED, 0, 0, ret=-EINVAL)
+    bench.do("mmap", 10, 1, RW, MAP_SHARED | MAP_FIXED | MAP_GROWSDOWN, 0, 0, ret=-EINVAL)
+    bench.do("mmap", 10, 1, RW, MAP_SHARED_VALIDATE | MAP_FIXED, 0, 0, ret=-EINVAL)
     bench.do("mmap", 10, 1, RW, MAP_FIXED, 1, 0, ret=-EINVAL)
     bench.do("mmap", 12, 4, RW, MAP_PRIVATE | MAP_FIXED_NOREPLACE, 0, 0, ret=-EEXIST)
     validate = MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE

@@ -1,0 +1,232 @@
+"""Files of memory (mm/shmem.c): what stands behind shared anonymous memory, and behind memfds.
+
+A page is in the page cache, or in swap, of which its file keeps the slot (page tables say nothing of it), or nowhere:
+then it holds zeros. Small folios only, as with shmem_enabled=never; no quotas, no seals.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from emulator.geometry import PAGE_SHIFT
+from emulator.mm import memory, mmap, swap, swap_state
+from emulator.mm_types import VM_NORESERVE, AddressSpace, File, Folio, MmStruct, VmAreaStruct, VmOps
+from emulator.sched.locks import RwSem
+from emulator.uapi import ENOMEM
+from emulator.workload import shared_memory, token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from emulator.machine import Machine
+
+SHMEM_VM_OPS: Final = VmOps("shmem")
+SHMEM_ANON_VM_OPS: Final = VmOps("shmem_anon")
+
+
+def shmem_mapping(folio: Folio) -> AddressSpace | None:
+    """The file of memory whose page cache holds the folio; None: it is in none."""
+    mapping = folio.mapping
+    return mapping if isinstance(mapping, AddressSpace) and mapping.shmem else None
+
+
+def vma_is_anon_shmem(area: VmAreaStruct) -> bool:
+    """Is it memory that was mapped shared and anonymous?"""
+    return area.vm_ops is SHMEM_ANON_VM_OPS
+
+
+# ---- accounting (pages)
+
+
+def shmem_acct_size(mm: MmStruct, mapping: AddressSpace) -> bool:
+    """Charge a new file as a whole, unless its pages are charged one by one. False: more than may be committed."""
+    return mapping.noreserve or not mmap.security_vm_enough_memory(mm, mapping.size >> PAGE_SHIFT)
+
+
+def shmem_acct_blocks(m: Machine, mapping: AddressSpace) -> bool:
+    """Charge one more page, if they are charged one by one. False: more than may be committed."""
+    if not mapping.noreserve:
+        return True
+    limit = m.profile.commit_limit
+    if limit is not None and m.committed >= limit:
+        return False
+    m.committed += 1
+    return True
+
+
+def shmem_unacct_blocks(m: Machine, mapping: AddressSpace) -> None:
+    """One page fewer. Of a clean page that reclaim drops Linux learns later, when it looks at the file again."""
+    if mapping.noreserve:
+        m.committed -= 1
+
+
+# ---- files
+
+
+def shmem_zero_setup(area: VmAreaStruct) -> int:
+    """Give a VMA of shared anonymous memory its file, which is as long as it is. 0 or -ENOMEM.
+
+    The file comes with a reference for the caller.
+    """
+    mm = area.vm_mm
+    m = mm.machine
+    label = shared_memory(token(m.step_index, m.sched.current.index))
+    mapping = AddressSpace(
+        label,
+        area.vm_end - area.vm_start,
+        RwSem("i_mmap_rwsem", m.sched),
+        shmem=True,
+        noreserve=bool(area.vm_flags & VM_NORESERVE),
+    )
+    if not shmem_acct_size(mm, mapping):
+        return -ENOMEM
+    if m.should_fail("shmem_inode_alloc"):
+        if not mapping.noreserve:
+            m.committed -= mapping.size >> PAGE_SHIFT
+        return -ENOMEM
+    m.shared_memory[label] = mapping
+    area.vm_file = File(label, mapping, "/dev/zero")
+    area.vm_ops = SHMEM_ANON_VM_OPS
+    return 0
+
+
+def shmem_put_file(m: Machine, file: File) -> None:
+    """After a user of the file has gone: with the last one shared memory goes (fput)."""
+    if file.f_mapping.shmem and not file.f_mapping.i_mmap and not file.f_count:
+        shmem_evict_inode(m, file.f_mapping)
+
+
+def shmem_evict_inode(m: Machine, mapping: AddressSpace) -> None:
+    """Nobody can reach the file any more."""
+    del m.shared_memory[mapping.label]
+    if not mapping.noreserve:
+        m.committed -= mapping.size >> PAGE_SHIFT
+    shmem_undo_range(m, mapping, [*mapping.pages, *mapping.swapped])
+
+
+def shmem_undo_range(m: Machine, mapping: AddressSpace, indices: Iterable[int]) -> None:
+    """Throw away the pages of these numbers, which nothing maps, wherever they are."""
+    for index in sorted(indices):
+        while index in mapping.pages or index in mapping.swapped:
+            folio = mapping.pages.get(index)
+            if folio is None:
+                slot = mapping.swapped.pop(index)
+                shmem_unacct_blocks(m, mapping)
+                swap_state.swap_put_entries_direct(m, slot)
+                continue
+            swap.folio_get(folio)
+            folio.lock.lock()
+            if folio.mapping is mapping:  # else it was swapped out or migrated meanwhile
+                remove_folio(m, mapping, folio)
+                shmem_unacct_blocks(m, mapping)
+            folio.lock.unlock()
+            swap.folio_put(m, folio)
+
+
+def remove_folio(m: Machine, mapping: AddressSpace, folio: Folio) -> None:
+    """filemap_remove_folio: a locked folio leaves the page cache, whose reference goes."""
+    del mapping.pages[folio.index]
+    folio.mapping = None
+    swap.folio_put(m, folio)
+
+
+# ---- pages
+
+
+def shmem_fault(area: VmAreaStruct, index: int) -> Folio | int:
+    """Page ``index`` of the VMA's file, locked, with a reference. Else a VM_FAULT_* code."""
+    assert area.vm_file is not None
+    return shmem_get_folio(area.vm_mm.machine, area.vm_file.f_mapping, index)
+
+
+def shmem_get_folio(m: Machine, mapping: AddressSpace, index: int) -> Folio | int:
+    """shmem_get_folio_gfp: as ``shmem_fault``; a page that is nowhere is made."""
+    while True:
+        if index << PAGE_SHIFT >= mapping.size:
+            return memory.VM_FAULT_SIGBUS
+        folio = mapping.pages.get(index)
+        if folio is None:
+            slot = mapping.swapped.get(index)
+            made = shmem_alloc_and_add_folio(m, mapping, index) if slot is None else shmem_swapin_folio(
+                m, mapping, index, slot
+            )
+            if made is not None:
+                return made
+            continue
+        swap.folio_get(folio)
+        m.sched.point("fault.file_folio_found")
+        folio.lock.lock()
+        if folio.mapping is mapping:
+            return folio
+        # swapped out, migrated or thrown away meanwhile
+        folio.lock.unlock()
+        swap.folio_put(m, folio)
+
+
+def shmem_alloc_and_add_folio(m: Machine, mapping: AddressSpace, index: int) -> Folio | int | None:
+    """A folio of zeros in the page cache, locked, with a reference for the caller; it is not dirty.
+
+    A VM_FAULT_* code: no memory, or no more may be committed. None: somebody else was faster.
+    """
+    if m.should_fail("folio_alloc"):
+        return memory.VM_FAULT_OOM
+    folio = m.phys.alloc(0)
+    folio.lock.lock()
+    m.sched.point("shmem.folio_allocated")
+    faster = index in mapping.pages or index in mapping.swapped
+    if not faster and shmem_acct_blocks(m, mapping):
+        folio.mapping = mapping
+        folio.index = index
+        mapping.pages[index] = folio
+        swap.folio_get(folio)
+        return folio
+    folio.lock.unlock()
+    swap.folio_put(m, folio)
+    return None if faster else memory.VM_FAULT_SIGBUS
+
+
+# ---- swapping
+
+
+def shmem_writeout(m: Machine, folio: Folio, mapping: AddressSpace) -> bool:
+    """Move a locked folio that nothing maps from the page cache to swap, and write it. False: it has to stay, dirty."""
+    if not swap_state.add_to_swap(m, folio):
+        folio.dirty = True
+        return False
+    m.swap.get(folio.swap)
+    mapping.swapped[folio.index] = folio.swap
+    remove_folio(m, mapping, folio)
+    m.sched.point("shmem.in_swap")
+    swap_state.swap_writeout(m, folio)
+    return True
+
+
+def shmem_swapin_folio(m: Machine, mapping: AddressSpace, index: int, slot: int) -> Folio | int | None:
+    """Page ``index`` comes back from swap: locked, with a reference. VM_FAULT_OOM; None: look again."""
+    folio = swap_state.read_swap_cache_async(m, slot)
+    if folio is None:
+        return memory.VM_FAULT_OOM if mapping.swapped.get(index) == slot else None
+    m.sched.point("shmem.swapin_found")
+    folio.lock.lock()
+    if not swap_state.folio_matches_swap_entry(folio, slot) or mapping.swapped.get(index) != slot:
+        folio.lock.unlock()
+        swap.folio_put(m, folio)
+        return None
+    del mapping.swapped[index]
+    folio.mapping = mapping
+    folio.index = index
+    mapping.pages[index] = folio
+    swap.folio_get(folio)
+    m.swap.put(slot)
+    swap_state.delete_from_swap_cache(m, folio)
+    folio.dirty = True
+    return folio
+
+
+def shmem_swapin_range(m: Machine, mapping: AddressSpace, first: int, last: int) -> None:
+    """MADV_WILLNEED: read pages [first, last) that are swapped out into the swap cache, and leave them there."""
+    for index in sorted(index for index in mapping.swapped if first <= index < last):
+        slot = mapping.swapped.get(index)
+        folio = swap_state.read_swap_cache_async(m, slot) if slot is not None else None
+        if folio is not None:
+            swap.folio_put(m, folio)

@@ -1,0 +1,37 @@
+"""Shared anonymous memory in the specification."""
+
+from __future__ import annotations
+
+from emulator.uapi import EFAULT, MADV_DONTNEED, MAP_FIXED, MAP_SHARED, SIGBUS
+from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
+from tests.oracle.specification.bench import MOVE, Bench
+
+SHARED = MAP_SHARED | MAP_FIXED
+LONGTERM = FOLL_PIN | FOLL_WRITE | FOLL_LONGTERM
+
+
+def test_it_is_a_file_of_its_own(bench: Bench) -> None:
+    """Zeros at first, seen by a child as by its parent, as long as the mapping, whatever it grows to."""
+    bench.map(10, 2, flags=SHARED)
+    bench.map(12, 2, flags=SHARED)
+    token = bench.do("write", 10, 0)
+    assert (bench.content(10), bench.content(11), bench.content(12)) == (((0, token),), (), ())
+    bench.do("fork", 1)
+    other = bench.do("write", 11, 1, proc=1)
+    assert bench.content(11) == ((1, other),)
+    bench.do("madvise", 10, 2, MADV_DONTNEED)
+    assert bench.content(10) == ((0, token),)
+    bench.do("mremap", 10, 0, 4, MOVE, 30, ret=30)
+    assert bench.content(30) == ((0, token),)
+    bench.do("read", 32, ret=SIGBUS)
+    assert bench.refuses("read", 32).rule == "result"
+    assert bench.refuses("mremap", 10, 4, 6, MOVE, 40, ret=40).rule == "result"  # two files
+
+
+def test_it_may_be_pinned_for_long(bench: Bench) -> None:
+    """No file system minds; the pin shares the page with all who map it."""
+    bench.map(10, 1, flags=SHARED)
+    bench.do("gup_slow", 10, LONGTERM, 0)
+    token = bench.do("pin_write", 0, 2)
+    assert bench.content(10) == ((2, token),)
+    assert bench.refuses("gup_slow", 10, LONGTERM, 1, ret=-EFAULT).rule == "result"
