@@ -46,6 +46,7 @@ class Machine:
         self.anon_vmas_live: dict[int, AnonVma] = {}  # serial to AnonVma, for oracles: what has not been freed
         self._serial = 0
         self.ksm = Ksm(self.sched)
+        self.huge_anon_orders_madvise = 0  # sysfs hugepages-*kB/enabled: bit n for folios of 2**n pages
         self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
         self.pins: dict[int, Pin] = {}
         self.files = [self._make_file(label) for label in range(FILES_MAX)]

@@ -109,6 +109,9 @@ class Profile(NamedTuple):
     mprotect_uncharges: bool = True
 
     # ---- mm/huge_memory.c
+    # Large folios smaller than huge pages come to anonymous memory: since 6.8 (R. Roberts, "mm: thp: introduce
+    # multi-size THP sysfs interface").
+    anon_folio_sizes: bool = True
     # A huge page that is split gives its pages of zeros back, and the zero page is mapped in their place: since 6.12
     # (Y. Zhao, "mm: remap unused subpages to shared zeropage when splitting isolated thp").
     split_maps_zero_page: bool = True
@@ -185,6 +188,7 @@ PROFILES: Final[dict[str, Profile]] = {
             mmap_takes_over_charge=False,
             map_stack_nohugepage=False,
             map_droppable=False,
+            anon_folio_sizes=False,
             mseal=False,
             thp_aligned_files=False,
             thp_aligned_anon=False,

@@ -22,6 +22,7 @@ OFFSETS_MAX: Final = 4  # sub-page write offsets
 COLLISION_OPS_MAX: Final = 3
 PATTERNS_MAX: Final = 3  # what ``fill`` can store; 0 is zeros
 SCAN_MAX: Final = 16
+THP_ORDERS: Final = 0x1FC  # orders of large folios that faults may bring, a bit each: 4 to 256 pages
 SCHEDULE_MAX: Final = 8  # switches
 STEPS_MAX: Final = 64
 
@@ -54,6 +55,7 @@ class Domain(Enum):
     UFFD_WP_MODE = "uffd_wp_mode"  # UFFDIO_WRITEPROTECT_MODE_WP or 0
     UFFD_MOVE_MODE = "uffd_move_mode"  # UFFDIO_MOVE_MODE_* bits
     PATTERN = "pattern"  # what ``fill`` stores, 0 … PATTERNS_MAX - 1
+    THP_ORDERS = "thp_orders"  # bits of THP_ORDERS
     SCAN = "scan"  # pages for a scanner to look at, 0 … SCAN_MAX
 
 
@@ -143,6 +145,11 @@ OPS: Final[dict[str, OpSpec]] = {
         81,
         (("addr", Domain.PAGE), ("pattern", Domain.PATTERN)),
         "store one of a few patterns all over the page, so that pages may have the same contents",
+    ),
+    "thp_sizes": OpSpec(
+        58,
+        (("sizes", Domain.THP_ORDERS),),
+        "sysfs: of which sizes (pages) a first write brings large folios to memory that wants huge pages",
     ),
     "ksm_scan": OpSpec(
         80,

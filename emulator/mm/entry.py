@@ -16,6 +16,7 @@ from emulator.mm import (
     fork,
     fs_userfaultfd,
     gup,
+    huge_memory,
     ksm,
     ksm_scan,
     madvise,
@@ -305,6 +306,10 @@ def do_ksm_scan(mm: MmStruct, args: tuple[int, ...]) -> int:
     return ksm_scan.ksm_do_scan(mm.machine, args[0])
 
 
+def do_thp_sizes(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return huge_memory.anon_enabled_store(mm.machine, args[0])
+
+
 HANDLERS = {
     "mmap": do_mmap,
     "munmap": do_munmap,
@@ -344,4 +349,5 @@ HANDLERS = {
     "uffd_move": do_uffd_move,
     "uffd_poison": do_uffd_poison,
     "ksm_scan": do_ksm_scan,
+    "thp_sizes": do_thp_sizes,
 }

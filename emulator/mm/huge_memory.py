@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
-from emulator.geometry import LEVEL_PMD, LEVEL_PTE
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import (
     ACCESSED,
@@ -51,9 +51,10 @@ from emulator.mm_types import (
     Folio,
     VmAreaStruct,
 )
-from emulator.uapi import EAGAIN, ENOMEM
+from emulator.uapi import EAGAIN, ENOENT, ENOMEM
 
 if TYPE_CHECKING:
+    from emulator.machine import Machine
     from emulator.mm import mmu_gather
 
 # An entry that pmdp_invalidate has made not present while its lock is held: no softleaf has this type.
@@ -78,6 +79,31 @@ def thp_vma_allowable_pmd(vma: VmAreaStruct, addr: int) -> bool:
     if not flags & VM_HUGEPAGE and not vma.vm_mm.machine.profile.thp_always:
         return False
     return thp_vma_suitable_pmd(vma, addr)
+
+
+def anon_enabled_store(m: Machine, orders: int) -> int:
+    """sysfs hugepages-*kB/enabled: "madvise" for these orders (bit n: 2**n pages), "never" for the others."""
+    if not m.profile.anon_folio_sizes:
+        return -ENOENT
+    m.huge_anon_orders_madvise = orders
+    return 0
+
+
+def thp_vma_allowable_orders(vma: VmAreaStruct, addr: int) -> list[int]:
+    """Orders, highest first, of folios smaller than a huge page that a fault at ``addr`` may bring.
+
+    They lie in the VMA, each aligned to its size (thp_vma_suitable_orders).
+    """
+    g = vma.vm_mm.machine.geometry
+    orders = vma.vm_mm.machine.huge_anon_orders_madvise
+    if not orders or vma.vm_ops is not None or vma.vm_flags & (VM_HUGEPAGE | VM_NOHUGEPAGE) != VM_HUGEPAGE:
+        return []
+    found = []
+    for order in range(g.hpage_pmd_order - 1, 0, -1):
+        start = addr & -(PAGE_SIZE << order)
+        if orders >> order & 1 and vma.vm_start <= start and start + (PAGE_SIZE << order) <= vma.vm_end:
+            found.append(order)
+    return found
 
 
 def thp_vma_allowable_collapse(vma: VmAreaStruct) -> bool:

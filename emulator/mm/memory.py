@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from emulator.errors import KernelBug
-from emulator.geometry import LEVEL_PMD, LEVEL_PTE
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, UFFD_WP, mk_pte
 from emulator.mm import (
@@ -101,6 +101,35 @@ def folio_prealloc(vmf: VmFault) -> Folio | None:
     return folio
 
 
+def pte_range_none(table: PageTable, first: int, nr: int) -> bool:
+    """Is there nothing in ``nr`` slots from ``first`` on, not even a marker?"""
+    entries = table.entries
+    return not any(entries.get(slot, 0) for slot in range(first, first + nr))
+
+
+def alloc_anon_folio(vmf: VmFault) -> Folio | int:
+    """The largest folio that is wanted here, has room between what is mapped, and can be had; else VM_FAULT_OOM or 0.
+
+    0: the table has gone, the fault is tried again. With userfaultfd each page has a fault of its own.
+    """
+    m = vmf.m
+    if not m.huge_anon_orders_madvise or userfaultfd_k.userfaultfd_armed(vmf.vma):
+        return folio_prealloc(vmf) or VM_FAULT_OOM
+    orders = huge_memory.thp_vma_allowable_orders(vmf.vma, vmf.address)
+    if orders:
+        table = vmf.pmd.entries.get(vmf.pmd_slot, 0)
+        if not isinstance(table, PageTable):
+            return 0
+        while orders and not pte_range_none(table, vmf.slot & -(1 << orders[0]), 1 << orders[0]):
+            del orders[0]
+    for order in orders:
+        if not m.should_fail("folio_alloc"):
+            folio = m.phys.alloc(order)
+            m.sched.point("fault.folio_allocated")
+            return folio
+    return folio_prealloc(vmf) or VM_FAULT_OOM
+
+
 def pte_alloc(vmf: VmFault) -> int:
     """See to it that there is a PTE table: 0, VM_FAULT_OOM, or VM_FAULT_NOPAGE where a huge page came first."""
     if isinstance(vmf.pmd.entries.get(vmf.pmd_slot, 0), PageTable):
@@ -116,6 +145,19 @@ def pte_lock_same(vmf: VmFault) -> bool:
     if table is None:
         return False
     if table.entries.get(vmf.slot, 0) != vmf.orig_pte:
+        table.ptl.unlock()
+        return False
+    vmf.table = table
+    vmf.m.sched.point("fault.pte_locked")
+    return True
+
+
+def pte_lock_none(vmf: VmFault, first: int, nr: int) -> bool:
+    """Lock the table; is there still nothing in these slots? If not, nothing is locked."""
+    table = pagewalk.pte_offset_map_lock(vmf.pmd, vmf.pmd_slot)
+    if table is None:
+        return False
+    if not pte_range_none(table, first, nr):
         table.ptl.unlock()
         return False
     vmf.table = table
@@ -155,19 +197,23 @@ def do_anonymous_page(vmf: VmFault) -> int:
         return 0
     if vma.anon_vma is None and rmap._anon_vma_prepare(vma):
         return VM_FAULT_OOM
-    folio = folio_prealloc(vmf)
-    if folio is None:
-        return VM_FAULT_OOM
-    if not pte_lock_same(vmf):
+    folio = alloc_anon_folio(vmf)
+    if isinstance(folio, int):
+        return folio
+    nr = folio.nr_pages
+    first = vmf.slot & -nr
+    if not (pte_lock_same(vmf) if nr == 1 else pte_lock_none(vmf, first, nr)):
         swap.folio_put(m, folio)
         return 0
     if userfaultfd_k.userfaultfd_missing(vma):
         vmf.table.ptl.unlock()
         swap.folio_put(m, folio)
         return fs_userfaultfd.handle_userfault(vmf)
-    rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
+    swap.folio_ref_add(folio, nr - 1)
+    rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address & -(nr << PAGE_SHIFT), True)
     prot |= DIRTY | (RW if vma.vm_flags & VM_WRITE and not prot & UFFD_WP else 0)
-    vmf.table.set(vmf.slot, mk_pte(folio.pfn, prot))
+    for i in range(nr):
+        vmf.table.set(first + i, mk_pte(folio.pfn + i, prot))
     vmf.table.ptl.unlock()
     return 0
 

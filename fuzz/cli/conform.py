@@ -107,7 +107,7 @@ def _one(path: Path, profile: str, depth: Depth, repeat: int | None) -> int:
     if workload.geometry != GEOMETRY:
         sys.stderr.write(f"in the world {GEOMETRY} in place of {workload.geometry}, as a running kernel has no other\n")
         workload = workload._replace(geometry=GEOMETRY)
-    reason = expressible(workload)
+    reason = expressible(workload, depth)
     if reason:
         raise UsageError(f"{path}: a running kernel cannot be asked for this: {reason}")
     with Session(profile, depth) as session:

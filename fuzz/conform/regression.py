@@ -1,4 +1,4 @@
-"""A kept workload, compared with the running kernel again: what the pytest plugin asks for ``depth``."""
+"""Workloads that tests compare with the running kernel: those that are kept, and what a test asked the machine for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from oracle.live.view import Depth
 
 def difference(workload: Workload, depth: Depth) -> tuple[str, str]:
     """(signature, report) of the first difference on the kernel that runs; two empty texts when there is none."""
-    comparison = _session(depth).compare(workload)
+    comparison = session_at(depth).compare(workload)
     if comparison.finding is None:
         return "", ""
     return comparison.finding.signature, explain(workload, comparison)
 
 
 @lru_cache(maxsize=len(Depth))
-def _session(depth: Depth) -> Session:
-    """One for the life of the process: the kernel stays quiet until its end."""
+def session_at(depth: Depth) -> Session:
+    """The session of this depth, one for the life of the process: the kernel stays quiet until its end."""
     stack = ExitStack()
     atexit.register(stack.close)
     if depth >= Depth.PAGES:

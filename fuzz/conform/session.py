@@ -80,7 +80,7 @@ class Session:
 
     def shows(self, workload: Workload, signature: str) -> bool:
         """Whether the workload, if a kernel can run it, ends in this difference."""
-        if expressible(workload):
+        if expressible(workload, self.depth):
             return False
         found = self.compare(workload).finding
         return found is not None and found.signature == signature

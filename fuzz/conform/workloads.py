@@ -6,15 +6,17 @@ gives the same round on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Final
 
-from emulator.workload import Workload
+from emulator.uapi import MADV_HUGEPAGE, MAP_FIXED
+from emulator.workload import THP_ORDERS, Op, Step, Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
 from oracle.live.calls import CALLS, expressible, maps_memory
+from oracle.live.thp_sizes import refused
 from oracle.live.view import Depth
 
 GEOMETRY: Final = "x86-64"
@@ -46,6 +48,8 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "pkey_mprotect": 1,
     "remap_file_pages": 3,
 }
+_SIZES_SHARE: Final = 0.3  # of the workloads have large folios of all sizes, where pages are compared
+_ALL_SIZES: Final = Step((Op("thp_sizes", 0, (THP_ORDERS,)),))
 
 
 def round_of(
@@ -59,10 +63,25 @@ def round_of(
     done = 0
     while done < steps:
         generator = Generator(rng, GEOMETRY, weights=WEIGHTS, alone=True)
-        made = generator.generate(rng.choice(_LENGTHS))
-        fit = [step for step in made.steps if not expressible(Workload(GEOMETRY, (step,)), depth, swap=swap)]
+        made = generator.generate(rng.choice(_LENGTHS)).steps
+        first: tuple[Step, ...] = ()
+        if depth >= Depth.PAGES and rng.random() < _SIZES_SHARE and not refused():
+            first = (_ALL_SIZES,)
+            made = tuple(wanting_large_folios(made))
+        else:
+            made = tuple(step for step in made if step.ops[0].kind != "thp_sizes")
+        fit = [step for step in made if not expressible(Workload(GEOMETRY, (*first, step)), depth, swap=swap)]
         if any(step.ops[0].kind == "uffd_register" for step in fit):  # not both, see ``expressible``
             fit = [step for step in fit if not maps_memory(step.ops[0])]
-        workload = repair(Workload(GEOMETRY, tuple(fit)))
+        workload = repair(Workload(GEOMETRY, (*first, *fit)))
         done += count_ops(workload)
         yield workload
+
+
+def wanting_large_folios(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps, all anonymous memory that is mapped at a given place being advised to want huge pages at once."""
+    for step in steps:
+        yield step
+        op = step.ops[0]
+        if op.kind == "mmap" and op.args[3] & MAP_FIXED and not op.args[4]:
+            yield Step((Op("madvise", op.proc, (*op.args[:2], MADV_HUGEPAGE)),))

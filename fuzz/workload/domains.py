@@ -24,6 +24,7 @@ from emulator.workload import (
     POLICIES,
     PROCS_MAX,
     SCAN_MAX,
+    THP_ORDERS,
     UFFD_FEATURES_ALLOWED,
     VMA_NAMES,
     Domain,
@@ -89,6 +90,7 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.UFFD_MOVE_MODE: range(4),
     Domain.PATTERN: range(PATTERNS_MAX),
     Domain.SCAN: range(SCAN_MAX + 1),
+    Domain.THP_ORDERS: submasks(THP_ORDERS),
 }
 
 FLAG_MASKS: Final[dict[Domain, int]] = {
@@ -103,6 +105,7 @@ FLAG_MASKS: Final[dict[Domain, int]] = {
     Domain.UFFD_COPY_MODE: 3,
     Domain.UFFD_WP_MODE: 3,
     Domain.UFFD_MOVE_MODE: 3,
+    Domain.THP_ORDERS: THP_ORDERS,
 }
 
 

@@ -70,6 +70,7 @@ from emulator.workload import (
     POLICIES,
     SCAN_MAX,
     STEPS_MAX,
+    THP_ORDERS,
     UFFD_FEATURES_ALLOWED,
     VMA_NAMES,
     Domain,
@@ -125,6 +126,7 @@ WEIGHTS: Final[dict[str, int]] = {
     "uffd_poison": 1,
     "fill": 4,
     "ksm_scan": 3,
+    "thp_sizes": 2,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -167,6 +169,7 @@ COMPANIONS: Final[dict[str, int]] = {
     "uffd_poison": 2,
     "fill": 2,
     "ksm_scan": 3,
+    "thp_sizes": 1,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
 _SELDOM: Final = frozenset(
@@ -466,6 +469,8 @@ class Generator:
             return rng.choice((1, 1, 2, 0))
         if domain is Domain.SCAN:
             return 0 if rng.random() < 0.8 else rng.randint(1, SCAN_MAX)
+        if domain is Domain.THP_ORDERS:
+            return rng.choice((THP_ORDERS, THP_ORDERS, THP_ORDERS & rng.randrange(THP_ORDERS + 1)))
         labels = sketch.labels
         if domain is Domain.NEW_PROC:
             choices = labels.free_procs()

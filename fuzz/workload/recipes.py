@@ -252,6 +252,14 @@ _TEXTS: Final[dict[str, str]] = {
         uffd_wp addr=a len=m mode=wp
         mremap addr=a old_len=n new_len=n flags=maymove|fixed|x new_addr=d
     """,
+    "large folios smaller than huge pages": """
+        thp_sizes sizes=508
+        mmap addr=H len=h-1 prot=rw flags=private|fixed
+        madvise addr=H len=h-1 advice=hugepage
+        write addr=H+j at=0
+        write addr=H at=1
+        mremap addr=H+1 old_len=n new_len=n flags=maymove|fixed|x new_addr=d
+    """,
     "a whole page table, moved": """
         mmap addr=H len=h prot=rw flags=private|fixed
         write addr=H at=0

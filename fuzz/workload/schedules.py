@@ -61,6 +61,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "uffd_move": (("uffd", "uffd_move"), ("anon_vma", "thp", "rmap")),
     "uffd_poison": (("uffd",), ("anon_vma",)),
     "ksm_scan": (("ksm",), ("fault", "thp", "rmap")),
+    "thp_sizes": ((), ()),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(

@@ -63,6 +63,7 @@ _FLAGS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("wp", uapi.UFFDIO_WRITEPROTECT_MODE_WP),
         ("dontwake", uapi.UFFDIO_WRITEPROTECT_MODE_DONTWAKE),
     ),
+    Domain.THP_ORDERS: tuple((str(1 << order), 1 << order) for order in range(2, 9)),
     Domain.UFFD_MOVE_MODE: (
         ("dontwake", uapi.UFFDIO_MOVE_MODE_DONTWAKE),
         ("holes", uapi.UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES),

@@ -28,7 +28,7 @@ from emulator.uapi import (
     PR_SET_VMA_ANON_NAME,
 )
 from emulator.workload import OFFSETS_MAX, OPS, POLICIES, VMA_NAMES, Domain, Op, Workload, pattern_token
-from oracle.live import userfault
+from oracle.live import thp_sizes, userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.userfault import NEEDS_A_READER, Userfault
 from oracle.live.view import Depth
@@ -169,6 +169,11 @@ def _memory_merge(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.call(SYS_PRCTL, PR_SET_MEMORY_MERGE, args[0]), None
 
 
+def _thp_sizes(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    thp_sizes.store(args[0])
+    return 0, None
+
+
 def _mbind(context: Context, args: Args, token: int) -> tuple[int, Data]:
     page, length, policy = args
     nodes = (ctypes.c_uint64 * 1)(1 if policy else 0)  # node 0
@@ -258,6 +263,7 @@ CALLS: Final[dict[str, Run]] = {
     "mseal": _mseal,
     "set_vma_name": _set_vma_name,
     "memory_merge": _memory_merge,
+    "thp_sizes": _thp_sizes,
     "mbind": _mbind,
     "pkey_mprotect": _pkey_mprotect,
     "remap_file_pages": _remap_file_pages,
@@ -317,6 +323,7 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
     if workload.geometry != GEOMETRY:
         return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
     shared = any(maps_memory(step.ops[0]) for step in workload.steps)
+    kinds = {op.kind for step in workload.steps for op in step.ops}
     for number, step in enumerate(workload.steps):
         if len(step.ops) != 1:
             return f"step {number} is a collision"
@@ -335,6 +342,12 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: mlockall would lock what is outside of the arena too"
         if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:
             return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
+        if op.kind == "thp_sizes" and depth < Depth.PAGES:
+            return f"step {number}: sizes of folios show in pages only"
+        if op.kind == "thp_sizes" and (why := thp_sizes.refused()):
+            return f"step {number}: sizes of folios: {why}"
+        if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and "thp_sizes" in kinds:
+            return f"step {number}: whether a large folio comes back whole hangs on where its swap slots lie"
         if op.kind == "userfaultfd" and op.args[0] & NEEDS_A_READER:
             return f"step {number}: nobody reads the events of a userfaultfd"
         if op.kind.startswith(("userfaultfd", "uffd_")) and (why := userfault.refused()):

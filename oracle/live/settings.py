@@ -17,7 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from emulator.workload import THP_ORDERS
+
 JOURNAL: Final = Path("/run/vmafuzz-settings.json")
+SIZE_FILES: Final = {  # order to the setting for folios of 2**order pages
+    order: Path(f"/sys/kernel/mm/transparent_hugepage/hugepages-{4 << order}kB/enabled")
+    for order in range(THP_ORDERS.bit_length())
+    if THP_ORDERS >> order & 1
+}
 QUIET: Final[Mapping[str, str]] = {
     # milliseconds between two visits of khugepaged; the most that an unsigned int holds, seven weeks
     "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "4294967295",
@@ -25,6 +32,8 @@ QUIET: Final[Mapping[str, str]] = {
     "/sys/kernel/mm/transparent_hugepage/use_zero_page": "0",
     # 2**n pages are read from swap at once: only the one that is asked for
     "/proc/sys/vm/page-cluster": "0",
+    # large folios come in sizes that workloads ask for
+    **dict.fromkeys(map(str, SIZE_FILES.values()), "never"),
 }
 
 
@@ -73,7 +82,7 @@ def _enter(handle: int, settings: Mapping[str, str]) -> list[str]:
     lacks = []
     for path in settings:
         try:
-            before[path] = Path(path).read_text().strip()
+            before[path] = chosen(Path(path))
         except OSError as error:
             lacks.append(f"{path} cannot be set: {error.strerror}")
     _write_down(handle, before)
@@ -118,3 +127,9 @@ def _put_back(handle: int) -> None:
         with contextlib.suppress(OSError):
             Path(path).write_text(value)
     _write_down(handle, {})
+
+
+def chosen(path: Path) -> str:
+    """What is set; of several words that are listed, the one in brackets (``always inherit madvise [never]``)."""
+    text = path.read_text().strip()
+    return text.partition("[")[2].partition("]")[0] or text

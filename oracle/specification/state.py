@@ -230,4 +230,5 @@ _HANDLERS = {
     "swap_readahead": _kernel_activity,
     "migrate": _kernel_activity,
     "ksm_scan": _kernel_activity,
+    "thp_sizes": _kernel_activity,
 }

@@ -23,7 +23,7 @@ from fuzz.workload.text import from_text
 from fuzz.workload.wire import encode
 from tests.fuzz.strategies import SAMPLE_POINTS, generated, geometries, quick, seeds
 
-MANY = [generated(seed) for seed in range(800)]
+MANY = [generated(seed) for seed in range(1500)]
 RELOCATE = MREMAP_RELOCATE_ANON
 
 
@@ -220,7 +220,7 @@ def test_recipes(recipe: Recipe) -> None:
         workload = Workload(geometry, tuple([Step((op,)) for op in expand(recipe, symbols, 0)]))
         assert is_valid(workload)
         for sketch, op in replay(workload):
-            if op.kind not in ("mmap", "fork", "exit", "ksm_scan"):
+            if op.kind not in ("mmap", "fork", "exit", "ksm_scan", "thp_sizes"):
                 assert sketch.span_at(op.proc, op.args[0]) is not None, op
         if any(line.extra_at >= 0 for line in recipe.lines):
             assert any(op.kind == "mremap" and op.args[3] & RELOCATE for op in all_ops(workload))
@@ -283,7 +283,7 @@ def test_userfaultfd_meets_what_is_registered(monkeypatch: pytest.MonkeyPatch) -
     assert 0.05 < len(users) / len(MANY) < 0.2
     monkeypatch.setattr(generate, "_USERFAULTFD_SHARE", 1)
     counts: Counter[str] = Counter()
-    for seed in range(100):
+    for seed in range(300):
         for sketch, op in replay(generated(seed)):
             if op.kind in ("uffd_wp", "uffd_copy", "uffd_move", "uffd_zeropage"):
                 span = sketch.span_at(op.proc, op.args[0])

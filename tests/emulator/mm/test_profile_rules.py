@@ -187,6 +187,16 @@ def map_droppable_memory(profile: Profile) -> object:
     return World(profile=profile).do("mmap", 0, 2, RW, MAP_DROPPABLE | MAP_FIXED, 0, 0)
 
 
+def write_where_large_folios_are_wanted(profile: Profile) -> int:
+    """Pages of the folio that a first write brings."""
+    world = World(profile=profile)
+    world.do("thp_sizes", 4)
+    world.mmap(0, 4)
+    world.do("madvise", 0, 4, MADV_HUGEPAGE)
+    world.write(1)
+    return world.folio(1).nr_pages
+
+
 def chosen_place(profile: Profile, pages: int, file: int) -> int:
     """Where the kernel maps so many pages, when just below the top of the arena one page is taken: pages below it."""
     world = World(profile=profile)
@@ -470,6 +480,7 @@ RULES: Final = {
         },
     ),
     "map_droppable": Rule(map_droppable_memory, {True: 0, False: -EINVAL}),
+    "anon_folio_sizes": Rule(write_where_large_folios_are_wanted, {True: 4, False: 1}),
     "map_stack_nohugepage": Rule(map_a_stack, {True: [(0, 2), (2, 2)], False: [(0, 4)]}),
     "thp_aligned_files": Rule(lambda profile: chosen_place(profile, 10, 1), {True: 16, False: 11}),
     "thp_aligned_anon": Rule(lambda profile: chosen_place(profile, 8, 0), {True: 16, False: 9}),

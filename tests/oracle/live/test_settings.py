@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from oracle.live.settings import asleep, quiet
+from oracle.live.settings import QUIET, asleep, quiet
 
 SCANS = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/full_scans")
+SLEEP = SCANS.with_name("scan_sleep_millisecs")
 
 
 def setting(folder: Path, value: str = "10000") -> tuple[Path, dict[str, str], Path]:
@@ -86,6 +87,7 @@ def test_what_cannot_be_set(tmp_path: Path) -> None:
 def test_khugepaged_has_had_its_visit() -> None:
     """It comes once, to us, and not again when the next process wants huge pages."""
     before = SCANS.read_text()
+    sleeps = SLEEP.read_text().strip() == QUIET[str(SLEEP)]  # another test's session is open beside this one
     with quiet(), asleep():
         visited = SCANS.read_text()
         with mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
@@ -93,4 +95,4 @@ def test_khugepaged_has_had_its_visit() -> None:
             memory[0] = 1
             time.sleep(0.3)
         assert SCANS.read_text() == visited
-    assert int(visited) > int(before)
+    assert sleeps or int(visited) > int(before)
