@@ -82,7 +82,7 @@ class Judge:
         thorough: bool = False,
         profile: Profile | str = "6.18",
     ) -> None:
-        self._image = image
+        self.image = image
         self._reference_image = reference_image
         self._thorough = thorough
         self._profile = profile
@@ -93,7 +93,7 @@ class Judge:
         An exception other than KernelBug is a mistake of ours and goes through, unless it comes out of the kernel
         code and the reference, in the same steps, gets by without it: then the design has broken the kernel.
         """
-        machine = Machine(self._image, workload.geometry, self._profile)
+        machine = Machine(self.image, workload.geometry, self._profile)
         reference = None
         if self._reference_image is not None:
             reference = Machine(self._reference_image, workload.geometry, self._profile)
@@ -111,7 +111,7 @@ class Judge:
         if self._reference_image is None:
             return False
         machine = Machine(self._reference_image, workload.geometry, self._profile)
-        added = added_flags(self._image.design, self._reference_image.design)
+        added = added_flags(self.image.design, self._reference_image.design)
         try:
             for step in workload.steps[: last + 1]:
                 ops = [op._replace(args=for_reference(op, added).args) for op in step.ops]

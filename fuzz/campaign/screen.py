@@ -9,16 +9,20 @@ from __future__ import annotations
 import time
 from typing import Final, TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from fuzz.campaign.status import FindingStatus, Status
+from fuzz.tracing import lines as traced_lines
+from fuzz.tracing import short
+from fuzz.tracing_view import render as render_traced
 
 LINE_EVERY: Final = 10.0  # seconds, where there is no terminal
 SLOW: Final = 100.0  # execs a second and worker: below, something is wrong
+TRACED_MAX: Final = 6  # outcomes of one tracepoint
 STALE: Final = 600.0  # seconds without a new feature: it may be time to stop
 
 
@@ -54,7 +58,8 @@ class PlainScreen:
         self._stream.write(
             f"[{duration(status.seconds)}] {status.state}: {status.execs} execs, "
             f"{status.execs_per_second_now:.0f}/s, corpus {status.corpus}, features {status.features}, "
-            f"stability {status.stability:g} %, findings {len(status.findings)}\n"
+            f"stability {status.stability:g} %, findings {len(status.findings)}"
+            f"{', ' + short(status.traced) if status.traced else ''}\n"
         )
         self._stream.flush()
 
@@ -111,8 +116,10 @@ def render(status: Status) -> Panel:
     ]
     for row in rows:
         grid.add_row(*row)
-    parts: list[Table | Text] = [grid, Text()]
+    parts: list[RenderableType] = [grid, Text()]
     parts.append(_findings_table(status.findings) if status.findings else Text("no finding yet", style="dim"))
+    if status.traced:
+        parts += [Text(), render_traced(status.traced, TRACED_MAX)]
     title = f"vmafuzz · {status.target.design} · {status.target.profile} · {status.state}"
     return Panel(Group(*parts), title=title, subtitle="Ctrl-C ends", padding=(0, 1))
 
@@ -153,6 +160,8 @@ def summary(status: Status) -> str:
             f"   {found.detail}",
             f"   {found.replay}",
         ]
+    if status.traced:
+        lines += ["", "Tracepoints:", *traced_lines(status.traced)]
     return "\n".join(lines)
 
 

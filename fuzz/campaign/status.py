@@ -58,6 +58,7 @@ class Status:
     last_finding: float | None = None
     out: str = ""
     findings: list[FindingStatus] = field(default_factory=list)
+    traced: dict[str, int] = field(default_factory=dict)  # what the tracepoints told to how often, with --trace
 
     def for_file(self) -> dict[str, Any]:
         """``status.json``."""

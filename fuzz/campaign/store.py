@@ -29,6 +29,7 @@ from typing import Any, Final
 from emulator.errors import UsageError
 from fuzz import files
 from fuzz.target import Target
+from fuzz.tracing import added
 from oracle.finding import Finding
 
 _NOT_SLUG = re.compile(r"[^a-z0-9]+")
@@ -72,6 +73,7 @@ class Totals:
     features_at: float = 0.0  # wall clock of the last new feature
     fingerprint: int = 0  # of the instrumented code: numbers of features compare under the same one
     findings: dict[str, int] = field(default_factory=dict)  # signature to how often
+    traced: dict[str, int] = field(default_factory=dict)  # what the tracepoints told (fuzz.tracing) to how often
 
 
 def slug(signature: str) -> str:
@@ -218,6 +220,7 @@ class Store:
                 together.fingerprint = one.fingerprint
             for signature, count in one.findings.items():
                 together.findings[signature] = together.findings.get(signature, 0) + count
+            together.traced = added(together.traced, one.traced)
             with contextlib.suppress(OSError):
                 bits = int.from_bytes(path.with_suffix(".features").read_bytes(), "little")
                 seen[one.fingerprint] = seen.get(one.fingerprint, 0) | bits

@@ -55,6 +55,7 @@ class Plan:
     seconds: float | None  # None: until Ctrl-C
     workers: int
     seed: int
+    trace: bool = False  # count what the tracepoints tell
 
 
 class Supervisor:
@@ -139,6 +140,7 @@ class Supervisor:
             design=target.design,
             reference=target.reference,
             profile=target.profile,
+            trace=self.plan.trace,
         )
 
     def _look_after_workers(self) -> None:
@@ -229,6 +231,7 @@ class Supervisor:
             status.steps_per_second = status.steps / status.seconds
         self._note_speed(now, totals.execs)
         status.stability_sampled = totals.sampled
+        status.traced = totals.traced
         if totals.sampled:
             status.stability = round(100 * (1 - totals.unstable / totals.sampled), 3)
         status.corpus = self.store.corpus_size()

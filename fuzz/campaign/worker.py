@@ -33,6 +33,7 @@ from fuzz.campaign.store import Store
 from fuzz.feedback.counters import Counters
 from fuzz.feedback.features import END_OF_STATES, Feedback
 from fuzz.target import Target
+from fuzz.tracing import Tracing, added
 from oracle.judge import Judge, Verdict
 
 SAVE_EVERY: Final = 1.0  # seconds between writes of the totals
@@ -53,6 +54,7 @@ class Config:
     design: str
     reference: str
     profile: str
+    trace: bool = False
 
     def target(self) -> Target:
         return Target(self.design, self.reference, self.profile)
@@ -72,6 +74,8 @@ class Worker:
         self.judge = Judge(image, reference, profile=target.profile)
         self.breeder = Breeder(self.design.mremap_flags)
         self.totals = self.store.totals(self.number)
+        self._tracing = Tracing(image) if config.trace else None
+        self._traced_before = self.totals.traced
         self._seconds_before = self.totals.seconds
         self._started = time.monotonic()
         self._save_at = self._started + SAVE_EVERY
@@ -176,6 +180,8 @@ class Worker:
         """Totals and features to the disk."""
         self._save_at = time.monotonic() + SAVE_EVERY
         self.totals.seconds = round(self._seconds(), 3)
+        if self._tracing is not None:
+            self.totals.traced = added(self._traced_before, self._tracing.counts())
         self.store.save_totals(self.number, self.totals, self.feedback.seen_bits())
 
     def _mutate(self, data: bytes, size_max: int, seed: int) -> bytes:

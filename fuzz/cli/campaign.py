@@ -39,6 +39,7 @@ def fuzz(
     corpus: Annotated[Path | None, typer.Option(help="Inputs to begin with and to add to [OUT/corpus].")] = None,
     out: Annotated[Path | None, typer.Option(help="Campaign folder; goes on where it was [out/DESIGN].")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Count what the tracepoints of merges tell.")] = False,
 ) -> int:
     """Look for workloads that break a design. Every finding ends with the line that replays it."""
     require_atheris()
@@ -49,6 +50,7 @@ def fuzz(
         seconds=time,
         workers=workers or len(os.sched_getaffinity(0)),
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+        trace=trace,
     )
     status = supervisor.Supervisor(plan, _screen()).run()
     if json is not None:

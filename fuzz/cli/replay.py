@@ -24,8 +24,12 @@ from fuzz.cli.app import (
     app,
 )
 from fuzz.record import storage
+from fuzz.record.context import Observer
+from fuzz.record.events import Event
 from fuzz.report import explain
 from fuzz.target import Target
+from fuzz.tracing import Tracing, lines
+from fuzz.tracing_view import View
 from fuzz.workload import wire
 from fuzz.workload.text import to_text
 from oracle.finding import Finding
@@ -39,11 +43,15 @@ def replay_command(
     reference: ReferenceOption = REFERENCE,
     profile: ProfileOption = PROFILE,
     json: Annotated[Path | None, typer.Option(help="Write the verdicts there.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Count what the tracepoints of merges tell.")] = False,
 ) -> int:
     """Run workloads again and say whether they break a promise."""
     target = Target(design, reference, profile)
     judge = target.judge()
-    results = [_replay(path, judge, target) for path in paths]
+    tracing = Tracing(judge.image) if trace else None
+    results = [_replay(path, judge, target, tracing) for path in paths]
+    if tracing is not None:
+        print("\n".join(["tracepoints:", *lines(tracing.counts())]))
     if json is not None:
         files.write_json(json, results)
     verdicts = {result["verdict"] for result in results}
@@ -52,11 +60,11 @@ def replay_command(
     return FINDINGS if "finding" in verdicts else CLEAN
 
 
-def _replay(path: Path, judge: Judge, target: Target) -> dict[str, Any]:
+def _replay(path: Path, judge: Judge, target: Target, tracing: Tracing | None) -> dict[str, Any]:
     """The JSON of one file, printing as it goes."""
     try:
         if is_recording(path):
-            return _replay_recording(path, target)
+            return _replay_recording(path, judge, target.profile, tracing)
         workload = load(path)
     except UsageError as error:
         sys.stderr.write(f"vmafuzz: {error}\n")
@@ -89,14 +97,31 @@ def _result(path: Path, verdict: str, digest: str | None, findings: tuple[Findin
     }
 
 
-def _replay_recording(path: Path, target: Target) -> dict[str, Any]:
+class _Progress(Observer):
+    """Shows the counts of the tracepoints as a recording is replayed."""
+
+    def __init__(self, tracing: Tracing, view: View, path: Path) -> None:
+        self._tracing, self._view, self._path = tracing, view, path
+
+    def after(self, event: Event) -> None:
+        self._view.update(self._tracing, f"{self._path}: event {event.at:,}")
+
+
+def _replay_recording(path: Path, judge: Judge, profile: str, tracing: Tracing | None) -> dict[str, Any]:
     from rich.console import Console
 
-    from fuzz.record.replay import replay_recording
+    from fuzz.record.replay import Replay
     from fuzz.record.report import render
 
-    image, _ = target.images()
-    report = replay_recording(storage.load(path), image, target.profile)
+    recording = storage.load(path)
+    if tracing is None:
+        report = Replay(recording, judge.image, profile).run()
+    else:
+        view = View(Console(stderr=True), sys.stderr)
+        try:
+            report = Replay(recording, judge.image, profile, _Progress(tracing, view, path)).run()
+        finally:
+            view.close()
     print(f"{path}:")
     Console().print(render(report))
     result = _result(path, "clean" if report.equal else "finding", None, ())

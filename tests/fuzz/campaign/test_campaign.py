@@ -88,7 +88,7 @@ def wait_for_none(folder: Path, seconds: float = 10) -> None:
 def test_a_planted_bug_is_found_minimised_and_replays(tmp_path: Path, planted: str) -> None:
     """The promise of the whole thing, with every field that scripts read."""
     out = tmp_path / "out"
-    done = fuzz(tmp_path, "--design", planted, "--time", "4", "--out", out, "--json", "r.json")
+    done = fuzz(tmp_path, "--design", planted, "--time", "4", "--out", out, "--json", "r.json", "--trace")
     assert done.returncode == 1, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert list(result) == [
@@ -119,6 +119,8 @@ def test_a_planted_bug_is_found_minimised_and_replays(tmp_path: Path, planted: s
     assert sorted(path.name for path in bucket.iterdir()) == [
         "finding.json", "raw.msgpack", "workload.msgpack", "workload.txt",
     ]  # fmt: skip
+    assert "\nTracepoints:\n" in done.stdout
+    assert any(text.startswith("vm_av_merge: ") for text in json.loads((out / "status.json").read_text())["traced"])
     kept = json.loads((bucket / "finding.json").read_text())
     assert kept["replays"] == "20/20"
     assert kept["on_reference"] is False

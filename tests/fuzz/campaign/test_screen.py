@@ -117,3 +117,17 @@ def test_what_the_reference_shows_too_comes_last() -> None:
     assert second.startswith("2. accounting/x")
     assert "also on mainline" in second
     assert "also on" not in first
+
+
+def test_tracepoints_are_shown_where_they_were_counted() -> None:
+    """On the live screen, in the lines where there is no terminal, and in the summary; else nowhere."""
+    status = a_status()
+    assert "vm_av_merge" not in summary(status)
+    status.traced = {"vm_av_merge: merged=1 predecessor=MERGE_OK": 1234}
+    out = io.StringIO()
+    Console(file=out, width=100).print(render(status))
+    assert "vm_av_merge: 1,234" in out.getvalue()
+    assert "1,234  vm_av_merge: merged=1 predecessor=MERGE_OK" in summary(status)
+    plain = io.StringIO()
+    PlainScreen(plain).update(status)
+    assert plain.getvalue().endswith("vm_av_merge 1,234 (merged 1,234)\n")

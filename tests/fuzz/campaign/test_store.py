@@ -55,9 +55,12 @@ def test_slugs_are_readable_and_unique() -> None:
 def test_totals_add_up_over_workers(store: Store) -> None:
     """The numbers on the screen: sums, the union of features, counts for each signature."""
     store.save_totals(0, Totals(execs=10, steps=100, findings={"s": 2}, fingerprint=7, features_at=5.0), b"\x03")
-    store.save_totals(1, Totals(execs=5, steps=50, findings={"s": 1, "t": 1}, fingerprint=7), b"\x06\x01")
+    more = Totals(execs=5, steps=50, findings={"s": 1, "t": 1}, fingerprint=7, traced={"a": 2, "b": 1})
+    store.save_totals(1, more, b"\x06\x01")
+    store.save_totals(2, Totals(traced={"b": 3}), b"")
     totals, features = store.all_totals()
     assert (totals.execs, totals.steps, totals.findings) == (15, 150, {"s": 3, "t": 1})
+    assert totals.traced == {"a": 2, "b": 4}
     assert features == 4
 
 
