@@ -34,6 +34,7 @@ class Profile(NamedTuple):
     cap_ipc_lock: bool = True  # CAP_IPC_LOCK, as root has: rlimit_memlock does not bind
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
+    use_zero_page: bool = True  # transparent_hugepage/use_zero_page: reads map the huge page of zeros
     swap_synchronous: bool = False  # swap on zram (SWP_SYNCHRONOUS_IO)
 
     # ---- mm/vma.c

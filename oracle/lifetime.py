@@ -164,6 +164,8 @@ class LifetimeOracle:
             return
         held = self._held.get(pfn)
         refs = mapped + self._cache_refs(folio)
+        if folio is observer.machine.phys.huge_zero_folio:
+            refs += 1  # it is kept, mapped or not, and no entry counts
         pins = 0
         if held:
             for pin in held:
@@ -256,7 +258,7 @@ class LifetimeOracle:
         """
         machine = self._observer.machine
         for folio in machine.phys.live.values():
-            if folio is machine.phys.zero_folio or _in_file(machine, folio):
+            if machine.phys.is_zero(folio) or _in_file(machine, folio):
                 continue
             if folio.pfn not in self._held and not (self._ksm_ran and folio.swapcache):
                 detail = f"no process is left, and {folio} is not free"

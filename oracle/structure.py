@@ -51,10 +51,13 @@ class StructureOracle:
         for leaf in observer.leaves:
             if leaf.entry:
                 self._check_leaf(leaf, step, found)
-        zero = observer.machine.phys.zero_folio
-        if zero.index or zero.mapping is not None or zero.content != [{}]:
-            detail = f"the zero page has index {zero.index:#x}, mapping {zero.mapping}, contents {zero.content[0]}"
-            found.append(finding("structure", "zero-page-changed", detail, step, subjects=(("folio", zero.pfn),)))
+        for zero in (observer.machine.phys.zero_folio, observer.machine.phys.huge_zero_folio):
+            if zero is not None and (zero.index or zero.mapping is not None or any(zero.content)):
+                kind = "huge page of zeros" if zero.order else "zero page"
+                detail = f"the {kind} has index {zero.index:#x}, mapping {zero.mapping}, contents {zero.content}"
+                found.append(
+                    finding("structure", "zero-page-changed", detail, step, subjects=(("folio", zero.pfn),))
+                )
         return found
 
     # ---- VMAs

@@ -28,7 +28,7 @@ from emulator.designs.relocate_anon import (
 )
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
-from emulator.hw.pte import PFN_SHIFT, PRESENT
+from emulator.hw.pte import PFN_SHIFT, PRESENT, SPECIAL
 from emulator.mm import (
     huge_memory,
     huge_memory_split,
@@ -143,6 +143,9 @@ def relocate_anon_pmd(pmc: mremap_tables.PagetableMoveControl, pmd: PageTable, s
     if not entry:
         return False
     m = pmc.old.vm_mm.machine
+    if entry & SPECIAL:  # the huge page of zeros is passed over
+        pmd.ptl.unlock()
+        return True
     folio = m.phys.frames[entry >> PFN_SHIFT]
     folio.lock.lock()
     m.sched.point("relocate.folio_locked")

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 class PhysicalMemory:
-    """Frames 1 and up; frame 1 is the zero page (empty_zero_page), which is never written or freed."""
+    """Frames 1 and up; frame 1 is the zero page (empty_zero_page), which is never written or freed.
 
-    __slots__ = ("_next_pfn", "frames", "live", "sched", "zero_folio")
+    Nor is the huge page of zeros, which is made when it is needed first.
+    """
+
+    __slots__ = ("_next_pfn", "frames", "huge_zero_folio", "live", "sched", "zero_folio")
 
     def __init__(self, sched: Scheduler) -> None:
         self.sched = sched
@@ -26,6 +29,11 @@ class PhysicalMemory:
         self.frames: dict[int, Folio] = {}  # pfn of any page to its folio, freed ones included
         self.live: dict[int, Folio] = {}  # head pfn to folio, for oracles: what has not been freed
         self.zero_folio = self.alloc(0)
+        self.huge_zero_folio: Folio | None = None
+
+    def is_zero(self, folio: Folio) -> bool:
+        """Is it a page of zeros that all share?"""
+        return folio is self.zero_folio or folio is self.huge_zero_folio
 
     def alloc(self, order: int) -> Folio:
         """A folio of zeros with one reference, naturally aligned as the buddy allocator gives it."""

@@ -1,10 +1,9 @@
 """Transparent huge pages: anonymous folios of PMD size, mapped by a PMD (mm/huge_memory.c).
 
-Splitting the folio itself stands in ``huge_memory_split.py``.
+Splitting the folio itself stands in ``huge_memory_split.py``, the huge page of zeros in ``huge_memory_zero.py``.
 
-There is no huge zero page (use_zero_page=0): a read fault gets a huge page of its own. There are no huge pages of
-files, and none of orders in between. PTE tables are not deposited beforehand, but counted as allocations where the
-kernel deposits one, so that a split never fails for want of memory.
+There are no huge pages of files, and none of orders in between. PTE tables are not deposited beforehand, but counted
+as allocations where the kernel deposits one, so that a split never fails for want of memory.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from emulator.hw.pte import (
     PSE,
     RW,
     SOFT_DIRTY,
+    SPECIAL,
     UFFD_WP,
     USER,
     mk_pte,
@@ -30,6 +30,7 @@ from emulator.hw.pte import (
 )
 from emulator.mm import (
     fs_userfaultfd,
+    huge_memory_zero,
     memory,
     mprotect,
     pgtable_generic,
@@ -128,11 +129,13 @@ def map_anon_folio_pmd(folio: Folio, pmd: PageTable, slot: int, vma: VmAreaStruc
 def do_huge_pmd_anonymous_page(vmf: memory.VmFault) -> int:
     """The first fault in a range: map a huge page. VM_FAULT_FALLBACK: there is none, use small ones.
 
-    The VMA becomes faulted, also by a read.
+    The VMA becomes faulted, also by a read, which gets the huge page of zeros.
     """
     vma, m = vmf.vma, vmf.m
     if rmap.anon_vma_prepare(vma):
         return memory.VM_FAULT_OOM
+    if not vmf.flags & memory.FAULT_FLAG_WRITE and m.profile.use_zero_page:
+        return huge_memory_zero.do_huge_zero_page(vmf)
     if m.should_fail("folio_alloc_huge"):
         return memory.VM_FAULT_FALLBACK
     folio = m.phys.alloc(m.geometry.hpage_pmd_order)
@@ -173,6 +176,11 @@ def do_huge_pmd_wp_page(vmf: memory.VmFault, orig: int) -> int:
     Reused when nobody else has a reference; else the PMD is split, and VM_FAULT_FALLBACK: copy a small page.
     """
     vma, m, pmd, slot = vmf.vma, vmf.m, vmf.pmd, vmf.pmd_slot
+    if orig & SPECIAL:
+        result = huge_memory_zero.do_huge_zero_wp_pmd(vmf, orig)
+        if result & memory.VM_FAULT_FALLBACK:
+            split_huge_pmd(vma, pmd, slot, vmf.address)
+        return result
     pmd.ptl.lock()
     if pmd.entries.get(slot, 0) != orig:
         pmd.ptl.unlock()
@@ -245,10 +253,11 @@ def zap_huge_pmd(
     m = vma.vm_mm.machine
     pmd.set(slot, 0)
     m.sched.point("zap.pmd_cleared")
-    folio = m.phys.frames[entry >> PFN_SHIFT]
-    rmap_counts.folio_remove_rmap_pmd(folio, vma)
     gather.remove_range(addr, addr + m.geometry.pmd_size)
-    gather.remove_folio(folio)
+    if not entry & SPECIAL:
+        folio = m.phys.frames[entry >> PFN_SHIFT]
+        rmap_counts.folio_remove_rmap_pmd(folio, vma)
+        gather.remove_folio(folio)
     pmd.ptl.unlock()
     return True
 
@@ -286,7 +295,7 @@ def change_huge_pmd(
         return False
     m = vma.vm_mm.machine
     entry = mprotect.change_uffd_wp(entry & ~PROT_BITS | newprot, cp_flags)
-    if cp_flags & mprotect.MM_CP_TRY_CHANGE_WRITABLE and entry & USER:
+    if cp_flags & mprotect.MM_CP_TRY_CHANGE_WRITABLE and entry & (USER | SPECIAL) == USER:
         exclusive = m.phys.frames[entry >> PFN_SHIFT].anon_exclusive & 1
         if exclusive and not userfaultfd_k.userfaultfd_pte_wp(vma, entry):
             entry |= RW
@@ -343,14 +352,15 @@ def copy_huge_pmd(
         src_pmd.ptl.unlock()
         dst_pmd.ptl.unlock()
         return -EAGAIN
-    folio = m.phys.frames[entry >> PFN_SHIFT]
-    swap.folio_get(folio)
-    if rmap_counts.folio_try_dup_anon_rmap_pmd(folio, dst_vma, src_vma):
-        swap.folio_put(m, folio)
-        src_pmd.ptl.unlock()
-        dst_pmd.ptl.unlock()
-        split_huge_pmd(src_vma, src_pmd, slot, addr)
-        return -EAGAIN
+    if not entry & SPECIAL:
+        folio = m.phys.frames[entry >> PFN_SHIFT]
+        swap.folio_get(folio)
+        if rmap_counts.folio_try_dup_anon_rmap_pmd(folio, dst_vma, src_vma):
+            swap.folio_put(m, folio)
+            src_pmd.ptl.unlock()
+            dst_pmd.ptl.unlock()
+            split_huge_pmd(src_vma, src_pmd, slot, addr)
+            return -EAGAIN
     m.sched.point("fork.pmd_shared")
     entry &= ~RW
     src_pmd.set(slot, entry)
@@ -381,6 +391,9 @@ def split_huge_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: in
     haddr = addr & g.pmd_mask
     if haddr < vma.vm_start or haddr + g.pmd_size > vma.vm_end:
         raise KernelBug("huge-page-outside-vma", f"the huge page at {haddr:#x} is not inside {vma}", vma)
+    if entry & SPECIAL:
+        huge_memory_zero.split_huge_zero_page_pmd(vma, pmd, slot, haddr)
+        return
     # not present and flushed before small entries appear: no TLB may hold both
     pmd.set(slot, entry & ~PRESENT | INVALID)
     m.flush_tlb_range(mm, haddr, haddr + g.pmd_size)

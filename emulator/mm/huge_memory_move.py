@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emulator.geometry import LEVEL_PMD
 from emulator.hw.pgtable import PageTable
-from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PSE, RW, mk_pte
+from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PSE, RW, SPECIAL, UFFD_WP, mk_pte
 from emulator.mm import pgtable_generic, rmap_counts, swap
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import Folio, VmAreaStruct
@@ -27,14 +27,16 @@ def move_pages_huge_pmd(
     mm = src_vma.vm_mm
     m = mm.machine
     entry: int = src_pmd.entries[pgtable_generic.slot_of(mm, src_addr, LEVEL_PMD)]  # type: ignore[assignment]
-    folio = m.phys.frames[entry >> PFN_SHIFT]
-    if not folio.anon_exclusive & 1:
-        src_pmd.ptl.unlock()
-        return -EBUSY
-    swap.folio_get(folio)
+    folio = None if entry & SPECIAL else m.phys.frames[entry >> PFN_SHIFT]
+    if folio is not None:
+        if not folio.anon_exclusive & 1:
+            src_pmd.ptl.unlock()
+            return -EBUSY
+        swap.folio_get(folio)
     src_pmd.ptl.unlock()
-    folio.lock.lock()
-    m.sched.point("uffd_move.folio_locked")
+    if folio is not None:
+        folio.lock.lock()
+        m.sched.point("uffd_move.folio_locked")
     first, second = (src_pmd, dst_pmd) if src_addr < dst_addr else (dst_pmd, src_pmd)
     first.ptl.lock()
     if second is not first:
@@ -44,8 +46,9 @@ def move_pages_huge_pmd(
     first.ptl.unlock()
     if second is not first:
         second.ptl.unlock()
-    folio.lock.unlock()
-    swap.folio_put(m, folio)
+    if folio is not None:
+        folio.lock.unlock()
+        swap.folio_put(m, folio)
     return moved
 
 
@@ -57,9 +60,12 @@ def move_locked_pmd(
     dst_addr: int,
     src_addr: int,
     entry: int,
-    folio: Folio,
+    folio: Folio | None,
 ) -> int:
-    """The move itself: the folio is locked, and both tables are. ``entry`` is what the source was before."""
+    """The move itself: the folio is locked, and both tables are. ``entry`` is what the source was before.
+
+    ``folio`` None: it is the huge page of zeros, whose entry moves as it is.
+    """
     mm = src_vma.vm_mm
     m = mm.machine
     size = m.geometry.pmd_size
@@ -67,12 +73,15 @@ def move_locked_pmd(
     dst_slot = pgtable_generic.slot_of(mm, dst_addr, LEVEL_PMD)
     if src_pmd.entries.get(src_slot, 0) != entry or dst_pmd.entries.get(dst_slot, 0):
         return -EAGAIN
-    if folio.maybe_dma_pinned() or not folio.anon_exclusive & 1:
+    if folio is not None and (folio.maybe_dma_pinned() or not folio.anon_exclusive & 1):
         return -EBUSY
     entry = src_pmd.entries[src_slot]  # type: ignore[assignment]
     src_pmd.set(src_slot, 0)
     m.flush_tlb_range(mm, src_addr, src_addr + size)
     m.sched.point("uffd_move.pte_cleared")
+    if folio is None:
+        dst_pmd.set(dst_slot, entry & ~UFFD_WP)
+        return size
     if folio.maybe_dma_pinned():
         src_pmd.set(src_slot, entry)
         return -EBUSY

@@ -34,7 +34,7 @@ def folio_rmap_sanity_checks(folio: Folio, vma: VmAreaStruct) -> None:
     m = vma.vm_mm.machine
     if folio.freed:
         raise KernelBug("use-after-free", f"{folio} has been freed, and its mappings change", folio)
-    if folio is m.phys.zero_folio:
+    if m.phys.is_zero(folio):
         m.warn("rmap-zero-page", "a mapping of the zero page was counted", folio)
     mapping = folio.mapping
     if folio.anon and not folio.ksm and (not isinstance(mapping, AnonVma) or mapping.freed):

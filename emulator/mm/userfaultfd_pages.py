@@ -431,7 +431,7 @@ def move_step(
         whole = not (src | dst) & ~mm.machine.geometry.pmd_mask and end - src >= mm.machine.geometry.pmd_size
         if whole and not dst_entry:
             return huge_memory_move.move_pages_huge_pmd(dst_vma, src_vma, dst_pmd, src_pmd, dst, src)
-        exclusive = mm.machine.phys.frames[entry >> PFN_SHIFT].anon_exclusive & 1
+        exclusive = entry & SPECIAL or mm.machine.phys.frames[entry >> PFN_SHIFT].anon_exclusive & 1
         src_pmd.ptl.unlock()
         if not exclusive:
             return -EBUSY

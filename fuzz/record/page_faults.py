@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from emulator.geometry import LEVEL_PTE, PAGE_SHIFT
-from emulator.hw.pgtable import walk_slot
+from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
 from emulator.mm_types import VM_SHARED, MmStruct
 from emulator.uapi import result_name
@@ -30,7 +29,6 @@ _SI_KERNEL: Final = 128  # si_code of a signal for another reason than an addres
 KERNEL_TWICE: Final = "accesses by the kernel that faulted twice, first where it may not sleep"
 WRITE_NOTIFY: Final = "writes that the file system wanted to be told of (page_mkwrite)"
 FAULT_AROUND: Final = "faults on pages that the kernel had mapped around an earlier fault"
-HUGE_ZERO: Final = "first writes to huge pages that were only read (the machine has no shared huge page of zeros)"
 MAPPED: Final = "faults on pages that are mapped in the machine"
 AGAIN: Final = "faults that the machine needs more than once"
 
@@ -153,8 +151,6 @@ class PageFaults:
         protected = fault.error_code & (_PRESENT | _WRITE) == _PRESENT | _WRITE
         if protected and area is not None and area.vm_file is not None and area.vm_flags & VM_SHARED:
             return WRITE_NOTIFY
-        if protected and walk_slot(mm, mm.machine.geometry, fault.address)[0].level != LEVEL_PTE:
-            return HUGE_ZERO
         return MAPPED
 
     def _learn_size(self, mm: MmStruct, address: int) -> bool:

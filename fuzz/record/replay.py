@@ -111,8 +111,8 @@ class Replay:
         machine = self.context.machine
         if self.processes.threads or not self.recording.events:
             return
-        zero = machine.phys.zero_folio
-        leaked = [folio for folio in machine.phys.live.values() if folio is not zero and folio.mapcount()]
+        phys = machine.phys
+        leaked = [folio for folio in phys.live.values() if not phys.is_zero(folio) and folio.mapcount()]
         if machine.committed:  # Linux loses some too: a shrinking mremap to a new address, a failed MAP_FIXED
             self.report.notes["pages that are still charged after the last process"] = machine.committed
         left = {

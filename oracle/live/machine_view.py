@@ -44,6 +44,7 @@ FLAGS: Final = {
 
 NO_FLAGS: Final[frozenset[str]] = frozenset()
 _PROTECTED: Final = frozenset(("wp",))  # by userfaultfd
+_HUGE: Final = frozenset(("thp",))  # the huge page of zeros
 
 Numbers = dict[tuple[str, int], int]
 """(what, frame or slot) to its number in the views of a step."""
@@ -92,10 +93,12 @@ def _pages(mm: MmStruct, numbers: Numbers) -> Iterator[PageView]:
             shown = _absent(page, entry, numbers)
             if shown is not None:
                 yield shown
-        elif entry & SPECIAL:
-            yield PageView(page, "zero", False, -1, -1, _protection(entry))
+            continue
+        size = 1 << geometry.shifts[level] - PAGE_SHIFT  # pages; more than one where it is huge
+        if entry & SPECIAL:
+            flags = _protection(entry) | (_HUGE if level else NO_FLAGS)
+            yield from (PageView(page + i, "zero", False, -1, -1, flags) for i in range(size))
         else:
-            size = 1 << geometry.shifts[level] - PAGE_SHIFT  # pages; more than one where it is huge
             yield from _present(mm.machine, page, entry, size, numbers)
 
 

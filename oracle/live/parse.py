@@ -35,6 +35,7 @@ KPF_NAMES: Final = {
     1 << 21: "ksm",
     1 << 22: "thp",
 }
+_KPF_THP: Final = 1 << 22  # beside _KPF_ZERO_PAGE: the huge page of zeros
 _KPF_ZERO_PAGE: Final = 1 << 24
 
 _PROT: Final = {ord("r"): 1, ord("w"): 2, ord("x"): 4}
@@ -121,7 +122,8 @@ def _page(page: int, entry: int, frames: Frames, numbers: dict[int, int]) -> Pag
         return PageView(page, "swap", False, number, -1, frozenset(protection))
     count, flags = frames[place]
     if flags & _KPF_ZERO_PAGE:
-        return PageView(page, "zero", False, -1, -1, frozenset(protection))
+        huge = ("thp",) if flags & _KPF_THP else ()
+        return PageView(page, "zero", False, -1, -1, frozenset((*huge, *protection)))
     names = frozenset((*(name for bit, name in KPF_NAMES.items() if flags & bit), *protection))
     exclusive = bool(entry & PM_EXCLUSIVE)
     return PageView(page, "present", exclusive, numbers.setdefault(place, len(numbers)), count, names)

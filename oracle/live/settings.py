@@ -28,8 +28,8 @@ SIZE_FILES: Final = {  # order to the setting for folios of 2**order pages
 QUIET: Final[Mapping[str, str]] = {
     # milliseconds between two visits of khugepaged; the most that an unsigned int holds, seven weeks
     "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "4294967295",
-    # the machine has no huge page of zeros: a read fault brings a huge page of its own
-    "/sys/kernel/mm/transparent_hugepage/use_zero_page": "0",
+    # a read fault brings the huge page of zeros: as kernels come, and as the machine does it
+    "/sys/kernel/mm/transparent_hugepage/use_zero_page": "1",
     # 2**n pages are read from swap at once: only the one that is asked for
     "/proc/sys/vm/page-cluster": "0",
     # large folios come in sizes that workloads ask for

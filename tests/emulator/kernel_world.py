@@ -285,7 +285,7 @@ def check_mapcounts(world: World) -> None:
                 key = -folio.pfn if level else pte_pfn(entry)
                 counted[key] = counted.get(key, 0) + 1
     for folio in world.machine.phys.live.values():
-        if folio is world.machine.phys.zero_folio:
+        if folio is world.machine.phys.zero_folio:  # the huge one has mapcounts, which are 0
             continue
         assert folio.entire_mapcount == counted.get(-folio.pfn, 0), folio
         assert folio.mapcounts == [counted.get(folio.pfn + i, 0) for i in range(folio.nr_pages)], folio

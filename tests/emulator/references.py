@@ -16,6 +16,8 @@ def check_references(world: World) -> None:
     """Every reference of every live folio is explained: entries, caches, pins. No folio is locked or isolated."""
     machine = world.machine
     expected: dict[int, int] = dict.fromkeys(machine.phys.live, 0)
+    if machine.phys.huge_zero_folio is not None:
+        expected[machine.phys.huge_zero_folio.pfn] = 1
     frames = machine.phys.frames
     for mm in machine.procs.values():
         for _, _, entry in mm.pgd.leaves(machine.geometry):

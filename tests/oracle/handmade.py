@@ -223,6 +223,13 @@ class World:
     def zero_page(self, vma: VmAreaStruct, number: int) -> None:
         self.store(number, mk_pte(self.machine.phys.zero_folio.pfn, USER | SPECIAL), mm=vma.vm_mm)
 
+    def huge_zero_page(self) -> Folio:
+        """That of the machine, which has none before."""
+        phys = self.machine.phys
+        if phys.huge_zero_folio is None:
+            phys.huge_zero_folio = phys.alloc(self.machine.geometry.hpage_pmd_order)
+        return phys.huge_zero_folio
+
     def swapped(self, vma: VmAreaStruct, number: int, token: int = 7, *, exclusive: bool = True) -> int:
         """A swapped-out page; returns the slot."""
         slot = self.machine.swap.alloc(1)

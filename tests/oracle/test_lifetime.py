@@ -111,6 +111,16 @@ def test_reference_that_an_unpin_left_behind(scene: Scene) -> None:
     assert scene.signatures(Op("unpin", 0, (1,))) == ["lifetime/refcount:too many, small"]
 
 
+@pytest.mark.parametrize(("more", "how"), [(1, "too many"), (-1, "too few")])
+def test_huge_page_of_zeros(scene: Scene, more: int, how: str) -> None:
+    """It is kept by one reference, and by pins; that entries map it does not count."""
+    zero = scene.world.huge_zero_page()
+    scene.world.pin(1, zero, 4)
+    assert scene.signatures() == []
+    zero.refcount += more
+    assert f"lifetime/refcount:{how}, large" in scene.everything()
+
+
 def test_pincount_of_a_large_folio(scene: Scene) -> None:
     """A pin on a large folio that its pincount does not know."""
     scene.world.pin(1, scene.huge, 3)

@@ -29,6 +29,7 @@ def world() -> World:
     world.faulted(huge)
     world.huge_page(huge, 80)
     world.file_page(world.file_vma(90, 4, shared=True), 91, USER | RW)
+    world.huge_zero_page()
     world.look()
     assert StructureOracle(world.observer).check(1) == []
     return world
@@ -126,12 +127,17 @@ def test_zero_page_writable(world: World) -> None:
     assert signatures(world) == ["structure/zero-page-writable"]
 
 
+@pytest.mark.parametrize("huge", [False, True])
 @pytest.mark.parametrize("what", ["index", "mapping", "content"])
-def test_zero_page_changed(world: World, what: str) -> None:
+def test_zero_page_changed(world: World, what: str, huge: bool) -> None:
     """Whoever writes to the zero page, or to what describes it, writes to everybody's."""
-    zero = world.machine.phys.zero_folio
-    value = {"index": 7, "mapping": world.mm.mm_mt.lookup(70 << 12).anon_vma, "content": [{0: 5}]}[what]  # type: ignore[union-attr]
-    setattr(zero, what, value)
+    zero = world.huge_zero_page() if huge else world.machine.phys.zero_folio
+    if what == "content":
+        zero.content[-1][0] = 5
+    elif what == "index":
+        zero.index = 7
+    else:
+        zero.mapping = world.mm.mm_mt.lookup(70 << 12).anon_vma  # type: ignore[union-attr]
     assert signatures(world) == ["structure/zero-page-changed"]
 
 
@@ -242,7 +248,9 @@ def test_committed_pages_leak(world: World) -> None:
     world.look(op)
     assert oracle.check(3, (op,), [Outcome(0)]) == []
     world.machine.committed -= 9
-    assert [f.signature for f in oracle.check(4, (op,), [Outcome(0)])] == ["accounting/committed:too few, munmap"]
+    assert [f.signature for f in oracle.check(4, (op,), [Outcome(0)])] == [
+        "accounting/committed:too few, munmap"
+    ]
 
 
 def test_committed_after_an_injected_failure(world: World) -> None:
