@@ -26,7 +26,7 @@ from oracle.contents import pack_data
 from oracle.finding import Finding, finding
 from oracle.observation import ACCESSES, KERNEL_ACTIVITY, PAGE_BY_PAGE
 from oracle.specification.failure import AFTER_FAILURE, alternatives, left_in_part, settle
-from oracle.specification.lock import decided
+from oracle.specification.lock import decisions
 from oracle.specification.madvise import emptied_for_guards, installs_guards
 from oracle.specification.page import FAILURES, follows_file
 from oracle.specification.uffd_fill import read_before
@@ -229,8 +229,7 @@ class _Search:
         if refusal is None:
             yield after
             if after.unsettled:  # what comes next may depend on it
-                yield decided(after, locked=False)
-                yield decided(after, locked=True)
+                yield from decisions(after, op, outcome.ret)
         elif self._reads_wild_store(spec, op, outcome) or _changed_between_looks(states, op, outcome):
             yield spec.copy()
         else:

@@ -11,27 +11,21 @@ What one step touched is judged after it, everything at the end of the workload,
 
 from __future__ import annotations
 
-import marshal
-import re
-import traceback
-from hashlib import blake2b
-from pathlib import Path
+from itertools import permutations
 from typing import TYPE_CHECKING, NamedTuple
 
 from emulator.errors import KernelBug
-from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
-from emulator.hw.pte import PRESENT
-from emulator.image import MM_FOLDER
+from emulator.geometry import PAGE_SHIFT
 from emulator.machine import Machine
-from emulator.mm_types import Folio
-from emulator.workload import Step, token
+from emulator.workload import Step, Workload, token
 from oracle.accounting import AccountingOracle
 from oracle.collision import CollisionOracle
 from oracle.comparison import VisibleOracle
 from oracle.differential import DifferentialOracle, Fate, added_flags, for_reference
-from oracle.finding import Finding, Subject, distinct, finding
+from oracle.digest import digest
+from oracle.finding import Finding, distinct, finding
+from oracle.kernel import cause_of, kernel_bug, oops_place, subjects_of
 from oracle.ksm import KsmOracle
-from oracle.leaves import leaves_between
 from oracle.lifetime import LifetimeOracle
 from oracle.observation import Observer
 from oracle.rmap import RmapOracle
@@ -48,7 +42,6 @@ from oracle.visible import UNKNOWN
 
 if TYPE_CHECKING:
     from emulator.image import KernelImage
-    from emulator.mm_types import MmStruct, VmAreaStruct
     from emulator.profile import Profile
     from emulator.workload import Op, Outcome, Workload
 
@@ -99,12 +92,39 @@ class Judge:
             reference = Machine(self._reference_image, workload.geometry, self._profile)
         run = _Run(machine, reference, self._thorough)
         try:
-            return run.whole(workload)
+            verdict = run.whole(workload)
+            if run.unexplained is not None:
+                verdict = self._one_after_the_other(workload, verdict, run.unexplained)
+            return verdict
         except Exception as error:
             place = oops_place(error)
             if not place or not self._reference_survives(workload, len(run.outcomes)):
                 raise
             return run.oops(error, place)
+
+    def _one_after_the_other(self, workload: Workload, verdict: Verdict, collision: Finding) -> Verdict:
+        """A collision that no order explains, where some order by itself breaks a promise: that is the finding.
+
+        So a flaw that wants nobody beside it has one signature, whoever runs beside.
+        """
+        index = collision.step
+        ops = workload.steps[index].ops
+        alone = Judge(self.image, profile=self._profile)
+        for order in permutations(range(len(ops))):
+            steps = (*workload.steps[:index], *(Step((ops[number],)) for number in order))
+            try:
+                found = alone.run(Workload(workload.geometry, steps)).findings
+            except Exception as error:
+                if not oops_place(error):
+                    raise
+                continue  # what the kernel code stumbles over in this order only is not what happened
+            culprits = [f for f in found if f.ends_run and f.step >= index]
+            if culprits:
+                first = culprits[0]
+                plain = first._replace(step=index, op=order[first.step - index])
+                findings = [plain if f is collision else f for f in verdict.findings]
+                return verdict._replace(findings=tuple(distinct(findings)))
+        return verdict
 
     def _reference_survives(self, workload: Workload, last: int) -> bool:
         """Do the steps up to number ``last`` run on the reference?"""
@@ -155,6 +175,7 @@ class _Run:
         self.spec = Specification(limits_of(machine))
         self.relocates = bool(machine.image.design.replaces)  # the code as it is cannot relocate anything
         self.findings: list[Finding] = []
+        self.unexplained: Finding | None = None  # a collision that no serial order explains
         self.outcomes: list[tuple[Outcome, ...]] = []
 
     def whole(self, workload: Workload) -> Verdict:
@@ -183,7 +204,7 @@ class _Run:
         detached = self.differential.detached if self.differential is not None else ""
         return Verdict(
             tuple(distinct(self.findings)),
-            self._digest(),
+            digest(self.machine, self.outcomes, self.visible.view),
             tuple(self.outcomes),
             steps_run,
             self.machine,
@@ -201,7 +222,7 @@ class _Run:
             outcomes = machine.run_step(step)
         except KernelBug as bug:
             self._take_warnings(index)
-            self.findings.append(_kernel_bug(bug, index))
+            self.findings.append(kernel_bug(bug, index))
             return True
         self.outcomes.append(tuple(outcomes))
         if machine.sched.warnings:
@@ -278,6 +299,7 @@ class _Run:
             refused = [stopped_half_way(self.spec, op, o.ret) for op, o in zip(step.ops, outcomes, strict=True)]
             explained = self.collision.explain(self.spec, step, index, outcomes, completed, table)
             if isinstance(explained, Finding):
+                self.unexplained = explained
                 return [explained]
             fate.update((number, Fate.OTHER) for number, was in enumerate(refused) if was)
             order, wild, self.spec, whole = explained
@@ -315,7 +337,9 @@ class _Run:
                 done = before.copy()
                 if done.apply(op, outcome, token(index, 0)) is not None:
                     done = before  # allowed after a failure only
-            if done.procs == spec.procs and done.settings == spec.settings:
+            known = spec.userfaults.get(op.proc)
+            opened = known is not None and known.maybe_open  # a userfaultfd, before the failure
+            if done.procs == spec.procs and done.settings == spec.settings and not opened:
                 met = met_seal(before, op, outcome.ret) is not None  # nothing moved, but VMAs may have been cut
                 fate[0] = Fate.UNDONE if done is before and not met else Fate.DONE
         return refusal
@@ -341,95 +365,12 @@ class _Run:
 
     def _take_warnings(self, index: int) -> None:
         for rule, detail, subject in self.machine.sched.warnings:
-            cause = _cause(rule, detail, subject)
+            cause = cause_of(rule, detail, subject)
             self.findings.append(
                 finding(
-                    "kernel", rule, detail, index, cause=cause, subjects=_subjects(subject), ends_run=False
+                    "kernel", rule, detail, index, cause=cause, subjects=subjects_of(subject), ends_run=False
                 )
             )
-
-    # ---- the digest
-
-    def _digest(self) -> str:
-        """blake2b over results and what the processes see: nothing that hangs on addresses of ours or hash order.
-
-        marshal's version 2 writes numbers, tuples and lists in one way only (later ones note shared objects).
-        """
-        machine = self.machine
-        seen: list[object] = [
-            [(outcome.ret, outcome.data, outcome.injected) for outcome in outcomes] for outcomes in self.outcomes
-        ]
-        for label in sorted(machine.procs):
-            mm = machine.procs[label]
-            layout = []
-            for vma in mm.mm_mt:
-                file = None if vma.vm_file is None else vma.vm_file.label
-                layout.append((vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags, file, *_named(vma)))
-            seen.append((label, layout, self._contents(mm)))
-        return blake2b(marshal.dumps(seen, 2), digest_size=16).hexdigest()
-
-    def _contents(self, mm: MmStruct) -> list[tuple[int, int]]:
-        """(address, packed contents) of the populated pages that do not hold zeros, in address order."""
-        geometry = self.machine.geometry
-        content = self.visible.view.content
-        lookup = mm.mm_mt.lookup
-        contents = []
-        for table, _, start, entry in leaves_between(mm, geometry, 0, 1 << 64):
-            vma = lookup(start)
-            if vma is not None:
-                pages = 1 << geometry.shifts[table.level] - PAGE_SHIFT if table.level and entry & PRESENT else 1
-                for offset in range(0, pages << PAGE_SHIFT, PAGE_SIZE):
-                    packed = content(vma, start + offset, entry + offset)
-                    if packed:
-                        contents.append((start + offset, packed))
-        contents.sort()
-        return contents
-
-
-# ---- findings of the kernel itself
-
-
-def oops_place(error: BaseException) -> str:
-    """The function of ``emulator/mm`` out of which the error came (``rmap.rmap_walk``); empty: not out of there."""
-    frames = traceback.extract_tb(error.__traceback__)
-    file = Path(frames[-1].filename) if frames else Path()
-    return f"{file.stem}.{frames[-1].name}" if file.parent == MM_FOLDER else ""
-
-
-def _named(vma: VmAreaStruct) -> tuple[str, ...]:
-    """Name and memory policy of a VMA that has any."""
-    if vma.anon_name is None and vma.vm_policy is None:
-        return ()
-    return (str(vma.anon_name), str(vma.vm_policy))
-
-
-def _kernel_bug(bug: KernelBug, index: int) -> Finding:
-    return finding(
-        "kernel",
-        bug.rule,
-        bug.detail,
-        index,
-        cause=_cause(bug.rule, bug.detail, bug.subject),
-        subjects=_subjects(bug.subject),
-    )
-
-
-def _cause(rule: str, detail: str, subject: object) -> str:
-    """A short cause for the signature: which locks a deadlock is about, else the kind of object concerned."""
-    if rule == "deadlock":
-        locks = set(re.findall(r"waits for (?:ever for )?([^,]+)", detail))
-        # who waits for mmap_lock beside two others only stands behind them
-        return ", ".join(sorted(locks - {"mmap_lock"} if len(locks) > 2 else locks))
-    if rule == "sleep-in-atomic":
-        return ", ".join(re.findall(r"\(([^)]*)\)", detail))
-    return type(subject).__name__ if subject is not None else ""
-
-
-def _subjects(subject: object) -> tuple[Subject, ...]:
-    if isinstance(subject, Folio):
-        return (("folio", subject.pfn),)
-    serial = getattr(subject, "serial", None)
-    return (("anon_vma", serial),) if isinstance(serial, int) else ()
 
 
 def _refused(refusal: Refusal, index: int) -> Finding:

@@ -30,7 +30,8 @@ from fuzz.record.events import Call, Event, Exec, Exit, Fork, Recording
 from fuzz.record.replay import STOPPED, Replay
 from fuzz.record.threads import Thread
 from fuzz.target import DEFAULT_REFERENCE, Target
-from oracle.judge import Judge, oops_place
+from oracle.judge import Judge
+from oracle.kernel import oops_place
 
 if TYPE_CHECKING:
     from emulator.image import KernelImage

@@ -32,6 +32,8 @@ from oracle.specification.page import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from emulator.workload import Op
     from oracle.specification.state import Specification
 
@@ -110,14 +112,21 @@ def mlockall(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | N
     return _result(op, ret, 0)
 
 
-def decided(spec: Specification, *, locked: bool) -> Specification:
-    """The state if all of the pages that may have lost their lock have kept it, or if none has."""
-    after = spec.copy()
-    for label, number in after.unsettled:
-        page = after.procs[label].get(number)
-        if page is not None and page.flags & MAYBE_UNLOCKED:
-            after.procs[label][number] = with_flags(page, MAYBE_UNLOCKED, 0) if locked else unlocked(page)
-    return after
+def decisions(spec: Specification, op: Op, ret: int) -> Iterator[Specification]:
+    """The states in which it is known which of the pages that may have lost their lock have kept it.
+
+    All, none, or those where ``op``, a move with DONTUNMAP, has put them: beside what it comes from, but a VMA apart.
+    """
+    source, length = op.args[:2] if op.kind == "mremap" else (0, 0)
+    target = range(ret, spec.limits.top) if ret > source else range(ret + length)
+    for kept in (range(0), range(spec.limits.top), target):
+        after = spec.copy()
+        for label, number in after.unsettled:
+            page = after.procs[label].get(number)
+            if page is not None and page.flags & MAYBE_UNLOCKED:
+                after.procs[label][number] = with_flags(page, MAYBE_UNLOCKED, 0) if number in kept else unlocked(page)
+        yield after
+
 
 
 def current_flags(op: Op) -> int | None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import pytest
 
 from emulator.designs.mainline import Mainline
+from emulator.designs.mainline_fixed import MainlineFixed
 from emulator.uapi import (
     EEXIST,
     EINVAL,
+    MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_PAGEOUT,
     MAP_FIXED,
     MAP_PRIVATE,
     MAP_SHARED,
     MCL_CURRENT,
+    MREMAP_DONTUNMAP,
     MREMAP_MAYMOVE,
     PROT_READ,
     SIGBUS,
 )
-from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch
+from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch, Workload
 from oracle.finding import Finding, distinct
 from oracle.judge import Judge
 from tests.oracle import planted
@@ -94,12 +98,10 @@ def test_collision_that_no_order_explains_names_the_closest() -> None:
 
 
 def test_wrong_result_in_a_collision() -> None:
-    """No order allows the result: the op that gave it is named."""
+    """No order allows the result, as it would not alone: the op that gave it is named."""
     work = workload(mmap(10, 1), Step((op("mremap", 10, 1, 1, MOVE, 50), op("read", 10))))
     verdict = judge(planted.RefusesMremap, work)
-    assert signatures(verdict) == [
-        "collision/no-serial-order:mremap+read, result, mremap gave -EINVAL, allowed success"
-    ]
+    assert signatures(verdict) == ["specification/result:mremap gave -EINVAL, allowed success"]
     assert verdict.findings[0].op == 0
 
 
@@ -262,9 +264,7 @@ def test_a_copy_of_what_nobody_has_seen_is_told() -> None:
         op("mmap", 10, 1, RW, MAP_SHARED | MAP_FIXED, 1, 0),
         Step((op("mlockall", MCL_CURRENT), op("write", 10, 0)), FIRST_WHOLE),
     )
-    found = signatures(judge(planted.CopiesNothing, work))
-    assert found
-    assert found[0].startswith("collision/no-serial-order:mlockall")
+    assert signatures(judge(planted.CopiesNothing, work)) == ["specification/contents:contents lost, mlockall"]
 
 
 def test_what_a_copy_reads_it_brings_in() -> None:
@@ -309,3 +309,27 @@ def test_a_mapping_that_changes_between_two_looks() -> None:
     verdict = judge(Mainline, work)
     assert signatures(verdict) == []
     assert [outcome.ret for outcome in verdict.outcomes[-1]] == [-EINVAL, 0]
+
+
+def test_a_part_that_is_moved_beside_the_rest_keeps_its_lock() -> None:
+    """DONTUNMAP unlocks what it leaves, and pageout then works there; the new place is locked still."""
+    work = workload(
+        mmap(10, 2),
+        op("mlock", 10, 2),
+        Step((op("mremap", 10, 1, 1, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 12), op("madvise", 10, 2, MADV_PAGEOUT))),
+    )
+    assert signatures(Judge(image(MainlineFixed)).run(work)) == []
+
+
+def test_a_flaw_that_wants_nobody_beside_it_has_one_signature() -> None:
+    """Whoever runs beside: the finding is the one that the operation gives when it runs alone."""
+    beside = (op("reclaim", 20), op("mlockall", MCL_CURRENT), op("fork", 2), op("read", 20))
+    alone = signatures(judge(planted.ForkIgnoresAdvice, forked_without(op("fork", 1))))
+    assert len(alone) == 1
+    for other in beside:
+        assert signatures(judge(planted.ForkIgnoresAdvice, forked_without(op("fork", 1), other))) == alone
+
+
+def forked_without(*last: Op) -> Workload:
+    """A page that no child is to have, and then ``last`` together."""
+    return workload(mmap(10, 1), mmap(20, 1), op("write", 10, 0), op("madvise", 10, 1, MADV_DONTFORK), Step(last))
