@@ -30,6 +30,7 @@ class Machine:
     """A computer in the state that the steps run so far have left."""
 
     scheduler: ClassVar[type[Scheduler]] = Scheduler
+    memory: ClassVar[type[PhysicalMemory]] = PhysicalMemory
 
     def __init__(
         self, image: KernelImage, geometry: Geometry | str = "small8", profile: Profile | str = "6.18"
@@ -39,7 +40,7 @@ class Machine:
         self.profile: Profile = PROFILES[profile] if isinstance(profile, str) else profile
         self.sched = self.scheduler()
         self.store_log: StoreLog = []  # page-table stores of the step that runs or ran last
-        self.phys = PhysicalMemory(self.sched)
+        self.phys = self.memory(self.sched)
         self.swap = SwapDevice()
         self.tlbs = [Tlb() for _ in range(CPUS)]
         self.committed = 0  # vm_committed_as, pages

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from emulator.geometry import PAGE_SHIFT, Geometry
 from emulator.hw.pgtable import walk_slot
+from emulator.hw.phys import PhysicalMemory
 from emulator.hw.pte import PFN_SHIFT, PRESENT, SPECIAL
 from emulator.machine import Machine
-from emulator.mm_types import MmStruct, VmAreaStruct
+from emulator.mm_types import Folio, MmStruct, VmAreaStruct
 from emulator.sched.locks import FolioLock, RwSem, SpinLock
 from emulator.sched.scheduler import Scheduler
 from emulator.tracepoints import TraceEvent, VmAvMerge
@@ -96,11 +97,54 @@ class _CountingScheduler(_Meters):
     folio_lock = _FolioLock
 
 
+class _Frames(dict[int, Folio]):
+    """Frames that are not there any more are those of a folio that has been freed."""
+
+    def __init__(self, sched: Scheduler) -> None:
+        super().__init__()
+        self.freed = Folio(0, 0, sched.folio_lock(sched))
+        self.freed.freed = True
+
+    def __missing__(self, pfn: int) -> Folio:
+        return self.freed
+
+
+class _Memory(PhysicalMemory):
+    """Forgets freed folios, so that a long recording takes no more memory than a short one.
+
+    Other machines keep them all, for an oracle to say which one a stale pointer leads to.
+    """
+
+    __slots__ = ("gone",)
+
+    def __init__(self, sched: Scheduler) -> None:
+        self.gone: list[Folio] = []  # freed in this step: its stores may still name them
+        super().__init__(sched)
+        frames = _Frames(sched)
+        frames.update(self.frames)
+        self.frames = frames
+
+    def free(self, folio: Folio) -> None:
+        super().free(folio)
+        self.gone.append(folio)
+
+    def forget(self) -> None:
+        """The step is over."""
+        frames = self.frames
+        for folio in self.gone:
+            for pfn in range(folio.pfn, folio.pfn + folio.nr_pages):
+                if frames.get(pfn) is folio:
+                    del frames[pfn]
+        self.gone.clear()
+
+
 class MeteredMachine(Machine):
     """Counts into ``figures``. Who runs kernel code in it by other ways than ``run_step`` calls ``account`` himself."""
 
     scheduler: ClassVar[type[Scheduler]] = _CountingScheduler
+    memory: ClassVar[type[PhysicalMemory]] = _Memory
     sched: _CountingScheduler
+    phys: _Memory
 
     def __init__(
         self, image: KernelImage, geometry: Geometry | str = "small8", profile: Profile | str = "6.18"
@@ -186,6 +230,7 @@ class MeteredMachine(Machine):
                         folios.add(frames[entry >> PFN_SHIFT].lock)
         figures.folios += len(folios)
         folios.clear()
+        self.phys.forget()
         self._measure()
 
     def _measure(self) -> None:

@@ -120,6 +120,7 @@ def draw(comparison: Comparison) -> str:
             for number, (cause, colour) in enumerate(_COLOURS.items())
         ],
         sizes=f"VMA {SIZEOF_VMA}, anon_vma {SIZEOF_ANON_VMA}, anon_vma_chain {SIZEOF_AVC} bytes",
+        any_stopped=any(line.stopped for line in lines),
     )
 
 
@@ -142,9 +143,9 @@ def _column(panel: Panel, number: int, all_figures: list[Figures]) -> list[Cell]
 
 def _change(value: float, first: float) -> str:
     """``−5.4 %`` against the first design."""
-    if value == first or not first:
+    percent = (value / first - 1) * 100 if first else 0
+    if abs(percent) < 0.05:
         return ""
-    percent = (value / first - 1) * 100
     return f"{'+' if percent > 0 else '−'}{abs(percent):.{0 if abs(percent) >= 10 else 1}f} %"
 
 

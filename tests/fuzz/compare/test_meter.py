@@ -69,6 +69,18 @@ def test_same_as_the_plain_machine() -> None:
     assert (sched.rwsem, sched.spinlock, sched.folio_lock) == (RwSem, SpinLock, FolioLock)
 
 
+def test_freed_frames_are_forgotten() -> None:
+    """After its step; whoever still looks finds a folio that has been freed, as in any other machine."""
+    machine = metered("world small8\nmmap addr=0 len=3 prot=rw flags=private|fixed\nwrite addr=0 at=0\n")
+    pfn = max(machine.phys.frames)
+    folio = machine.phys.frames[pfn]
+    machine.run_step(from_text("world small8\nmunmap addr=0 len=3\n").steps[0])
+    assert folio.freed
+    assert list(machine.phys.frames) == list(machine.phys.live)
+    assert machine.phys.frames[pfn].freed
+    assert pfn not in machine.phys.frames
+
+
 def test_every_kind_of_lock() -> None:
     """Taken in any way, also by a trylock that succeeds; one that fails takes nothing."""
     machine = MeteredMachine(kernel_image(Mainline))

@@ -30,6 +30,7 @@ def told(report: ReplayReport) -> list[str]:
         ("bash-ls-sort.rec", 1.0),
         ("gcc-hello.rec", 1.0),
         ("threads.rec", 1.0),
+        ("allocator.rec", 1.0),
         ("stress-1.rec", 1.0),
         ("stress-2.rec", 1.0),
         ("stress-huge.rec", 1.0),
