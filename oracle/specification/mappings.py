@@ -96,7 +96,7 @@ def _mmap_errors(spec: Specification, pages: Pages, op: Op, fixed: bool) -> set[
         not_with = {MAP_PRIVATE: 0, MAP_SHARED: MAP_GROWSDOWN}
         if spec.limits.profile.map_droppable:
             not_with[MAP_DROPPABLE] = MAP_LOCKED | MAP_GROWSDOWN
-        if flags & not_with.get(kind, ~0):
+        if kind not in not_with or flags & not_with[kind]:
             errors.add(-EINVAL)
     elif kind not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE) or flags & MAP_GROWSDOWN:
         errors.add(-EINVAL)

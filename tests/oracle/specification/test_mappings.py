@@ -34,6 +34,13 @@ def test_mmap_errors(bench: Bench) -> None:
     assert bench.refuses("mmap", 20, 4, RW, FIXED, 0, 0, ret=21)
 
 
+def test_mmap_wants_to_know_whether_it_is_shared(bench: Bench) -> None:
+    """Of no type at all: for anonymous memory and for a file."""
+    for file in (0, 1):
+        bench.do("mmap", 10, 1, RW, MAP_FIXED, file, 0, ret=-EINVAL)
+        bench.do("mmap", 10, 1, RW, 0, file, 0, ret=-EINVAL)
+
+
 def test_mmap_chooses_any_free_place(bench: Bench) -> None:
     """Without FIXED every free range is right, and none that is in use or outside."""
     bench.map(10, 4)
