@@ -52,7 +52,7 @@ class Explanation(NamedTuple):
     order: tuple[int, ...]
     wild: bool  # something was written through a reference without a promise
     after: Specification
-    whole: bool = True  # no operation came between the pages of another
+    apart: str  # why the operations do not do the same one after the other in this order; "": they do
 
 
 class CollisionOracle:
@@ -188,24 +188,35 @@ class _Search:
         return None
 
     def _extend(
-        self, states: tuple[Specification, ...], order: tuple[int, ...], begun: tuple[int, ...] = ()
+        self,
+        states: tuple[Specification, ...],
+        order: tuple[int, ...],
+        begun: tuple[int, ...] = (),
+        early: bool = False,
     ) -> Explanation | None:
-        """``states``: one before each part of ``order``, and the one after it. ``begun``: those that install guards."""
+        """``states``: one before each part of ``order``, and the one after it. ``begun``: those that install guards.
+
+        ``early``: something was copied before its operation's turn.
+        """
         if len(order) == sum(map(len, self.parts)):
-            return self._compare(states, order)
+            return self._compare(states, order, early)
         for number in self.candidates:
             if order.count(number) < len(self.parts[number]) and _turns((*order, number)) <= self.turns:
                 self.tries -= 1
                 if self.tries <= 0:
                     return None
                 for after in self._do(states, number, order):
-                    found = self._extend((*states, after), (*order, number), begun)
+                    found = self._extend((*states, after), (*order, number), begun, early)
+                    if found is not None:
+                        return found
+                for after in self._do_early(states, number, order):
+                    found = self._extend((*states, after), (*order, number), begun, early=True)
                     if found is not None:
                         return found
         for number in self.candidates:
             if number not in (*order, *begun) and installs_guards(self.step.ops[number]):
                 between = emptied_for_guards(states[-1], self.step.ops[number])
-                found = self._extend((*states, between), order, (*begun, number))
+                found = self._extend((*states, between), order, (*begun, number), early)
                 if found is not None:
                     return found
         return None
@@ -235,6 +246,15 @@ class _Search:
         else:
             spans = [(op.proc, n) for start, length in spans_of(op, outcome.ret) for n in range(start, start + length)]
             self._note(len(order), refusal, (*order, number), spans)
+
+    def _do_early(
+        self, states: tuple[Specification, ...], number: int, order: tuple[int, ...]
+    ) -> Iterator[Specification]:
+        """The same, had it copied what it copies in one of the states before."""
+        op, outcome = self.parts[number][order.count(number)]
+        mark = token(self.index, number)
+        if left_in_part(states[-1], op, outcome):
+            return
         if op.kind == "uffd_copy" and outcome.ret == 1:
             yield from read_before(states, op)
         if op.kind in ACCESSES:
@@ -242,7 +262,9 @@ class _Search:
                 if after.apply(op, outcome, mark) is None:
                     yield after
 
-    def _compare(self, states: tuple[Specification, ...], order: tuple[int, ...]) -> Explanation | None:
+    def _compare(
+        self, states: tuple[Specification, ...], order: tuple[int, ...], early: bool
+    ) -> Explanation | None:
         spec = states[-1]
         wild = bool(spec.wild)
         if wild:
@@ -251,10 +273,14 @@ class _Search:
             self.visible.settle_wild_copies(spec, self.table, copied)
         difference = self.visible.first_difference(spec, self.table)
         while difference is not None and self.visible.view.follow_earlier_copy(states, *difference[1:]):
+            early = True
             difference = self.visible.first_difference(spec, self.table)
         if difference is None:
             whole = len(order) == len(self.step.ops)
-            return Explanation(order if whole else tuple(dict.fromkeys(order)), wild, spec, whole)
+            apart = "" if whole else "calls that go on page by page took turns"
+            if early:
+                apart = apart or "something was copied before another came"
+            return Explanation(order if whole else tuple(dict.fromkeys(order)), wild, spec, apart)
         what, label, page = difference
         self._note(len(order), what, order, [(label, page)])
         return None

@@ -302,10 +302,10 @@ class _Run:
                 self.unexplained = explained
                 return [explained]
             fate.update((number, Fate.OTHER) for number, was in enumerate(refused) if was)
-            order, wild, self.spec, whole = explained
+            order, wild, self.spec, apart = explained
             found = []
-            if not whole and self.differential is not None:
-                self.differential.detach(index, "calls that go on page by page took turns")
+            if apart and self.differential is not None:
+                self.differential.detach(index, apart)
             for op in step.ops:
                 leave_open(self.spec, op)
         if not found and self.differential is not None:

@@ -333,3 +333,19 @@ def test_a_flaw_that_wants_nobody_beside_it_has_one_signature() -> None:
 def forked_without(*last: Op) -> Workload:
     """A page that no child is to have, and then ``last`` together."""
     return workload(mmap(10, 1), mmap(20, 1), op("write", 10, 0), op("madvise", 10, 1, MADV_DONTFORK), Step(last))
+
+
+def test_what_was_copied_early_is_not_asked_of_the_reference() -> None:
+    """UFFDIO_COPY had read before the store came: no order of the two gives that, on whichever design."""
+    work = workload(
+        mmap(10, 2),
+        op("write", 11, 0),
+        op("uffd_register", 10, 1, 2),
+        Step(
+            (op("write", 11, 0), op("uffd_copy", 10, 11, 1, 0)),
+            (Switch(1, "uffd.pte_locked", 1), Switch(0, "", 99)),
+        ),
+    )
+    verdict = Judge(image(Mainline), image(Mainline)).run(work)
+    assert signatures(verdict) == []
+    assert "copied before" in " ".join(verdict.notes)
