@@ -25,7 +25,7 @@ def compare(
         typer.Argument(metavar="[WORKLOAD…]", help="Workloads, or recordings.", show_default=False),
     ] = None,
     recording: Annotated[
-        list[Path] | None, typer.Option(help="A recording; may be given several times.")
+        list[Path] | None, typer.Option(help="A recording, or text to make one from; may be given several times.")
     ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     json: Annotated[Path | None, typer.Option(help="Write the figures there.")] = None,
@@ -33,6 +33,8 @@ def compare(
 ) -> int:
     """Run the same workloads and recordings under several designs: what each gains, costs and breaks."""
     from rich.console import Console
+    from rich.live import Live
+    from rich.markup import escape
 
     from fuzz.compare.picture import draw
     from fuzz.compare.run import Input, run
@@ -44,15 +46,12 @@ def compare(
     if len(set(names)) < len(names):
         raise UsageError("--designs names a design twice")
     inputs = [Input(path, None if is_recording(path) else load(path)) for path in workloads or ()]
-    for path in recording or ():
-        if not is_recording(path):
-            raise UsageError(f"{path}: not a recording of vmafuzz")
-        inputs.append(Input(path, None))
+    inputs += [Input(path, None) for path in recording or ()]
     if not inputs:
         raise UsageError("nothing to compare: name workloads, or recordings with --recording")
-    errors = Console(stderr=True)
-    with errors.status("comparing") as status:
-        comparison = run(names, inputs, profile, lambda done: status.update(f"done: {done}"))
+    # nothing that draws from a thread of its own: the processes are forked from this one
+    with Live("comparing", console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        comparison = run(names, inputs, profile, lambda done: live.update(f"done: {escape(done)}", refresh=True))
     if json is not None:
         files.write_json(json, comparison.for_json())
     if svg is not None:

@@ -1,16 +1,12 @@
-"""Runs workloads and recordings under one design after another, on as many cores as there are.
+"""Runs workloads and recordings under several designs, each in a process of its own.
 
-Each design runs in a process of its own that is forked from one which holds the recording, so a recording is loaded
-once, and what a design leaves behind goes with its process.
+A recording is loaded once, before the processes are forked, and what a design leaves behind goes with its process.
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,9 +20,10 @@ from emulator.workload import Op, Step, Workload
 from fuzz import designs
 from fuzz.compare.figures import Figures
 from fuzz.compare.meter import MeteredMachine
-from fuzz.record import storage
+from fuzz.compare.processes import each
 from fuzz.record.context import Observer
 from fuzz.record.events import Call, Event, Exec, Exit, Fork, Recording
+from fuzz.record.importer import import_file
 from fuzz.record.replay import STOPPED, Replay
 from fuzz.record.threads import Thread
 from fuzz.target import DEFAULT_REFERENCE, Target
@@ -70,58 +67,25 @@ def run(
     figures = {name: Figures() for name in names}
     workloads = [(one.path, one.workload) for one in inputs if one.workload is not None]
     if workloads:
-        for name, one in _each(names, _Job(profile, _all_flags(classes), tuple(workloads), None, "")):
+        flags = _all_flags(classes)
+
+        def on_workloads(name: str) -> Figures:
+            image, reference = Target(name, DEFAULT_REFERENCE, profile).images()
+            return run_workloads(image, reference, workloads, profile, flags)
+
+        for name, one in each(names, on_workloads):
             figures[name].add(one)
             tell(f"{name}: {len(workloads)} workloads")
     for place in (one.path for one in inputs if one.workload is None):
-        recording = storage.load(place)
-        for name, one in _each(names, _Job(profile, 0, (), recording, str(place))):
+        for name, one in each(names, partial(_on_recording, import_file(place), profile, str(place))):
             figures[name].add(one)
             tell(f"{name}: {place}")
     return Comparison(profile, tuple(str(one.path) for one in inputs), figures)
 
 
-# ---- processes
-
-
-class _Job(NamedTuple):
-    """What a child has from its parent, by the fork."""
-
-    profile: str
-    flags: int  # MREMAP_* bits that any of the designs adds
-    workloads: tuple[tuple[Path, Workload], ...]
-    recording: Recording | None
-    place: str
-
-
-_jobs: list[_Job] = []  # of a child: the one job, that its process forked with
-
-
-def _begin(job: _Job) -> None:
-    _jobs[:] = [job]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _each(names: Sequence[str], job: _Job) -> Iterator[tuple[str, Figures]]:
-    """(design, its figures) for the job, as they come."""
-    gc.collect()
-    gc.freeze()  # the children share these pages as long as nobody looks at them
-    context = multiprocessing.get_context("fork")
-    cores = min(len(names), len(os.sched_getaffinity(0)))
-    try:
-        with context.Pool(cores, _begin, (job,), maxtasksperchild=1) as pool:
-            yield from pool.imap_unordered(_run, names, chunksize=1)
-    finally:
-        gc.unfreeze()
-
-
-def _run(name: str) -> tuple[str, Figures]:
-    """In a child: the figures of one design."""
-    job = _jobs[0]
-    image, reference = Target(name, DEFAULT_REFERENCE, job.profile).images()
-    if job.recording is not None:
-        return name, run_recording(image, job.recording, job.profile, job.place)
-    return name, run_workloads(image, reference, job.workloads, job.profile, job.flags)
+def _on_recording(recording: Recording, profile: str, place: str, name: str) -> Figures:
+    image, _ = Target(name, DEFAULT_REFERENCE, profile).images()
+    return run_recording(image, recording, profile, place)
 
 
 def _all_flags(classes: Sequence[type[Design]]) -> int:

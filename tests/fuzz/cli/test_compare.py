@@ -47,7 +47,7 @@ def test_clean(capsys: pytest.CaptureFixture[str]) -> None:
         (("--designs", " , ", RECORDING), "names no design"),
         (("--designs", "mainline,mainline", RECORDING), "twice"),
         (("--designs", "mainline,nothing", RECORDING), "unknown design"),
-        (("--designs", "mainline", "--recording", UNDO), "not a recording"),
+        (("--designs", "mainline", "--recording", UNDO), "is no text"),
         (("--designs", "mainline", "--profile", "2.4", RECORDING), "unknown profile"),
         (("--designs", "mainline", "no-such-file"), "no-such-file"),
     ],

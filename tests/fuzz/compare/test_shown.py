@@ -39,6 +39,17 @@ def test_snapshot(name: str, show: Callable[[], str]) -> None:
     assert show() == (EXPECTED / name).read_text()
 
 
+@pytest.mark.parametrize(("width", "tables"), [(120, 1), (80, 1), (65, 2)])
+def test_narrow_terminal(width: int, tables: int) -> None:
+    """What does not fit beside goes below, with the first design again, so that no figure is cut."""
+    out = io.StringIO()
+    Console(file=out, width=width).print(table.render(comparison()))
+    text = out.getvalue()
+    assert text.count("merges missed because of") == tables
+    assert "…" not in text
+    assert text.count("30,000") == tables
+
+
 def test_picture_is_drawn_inside_its_frame() -> None:
     """It is well-formed XML, names are escaped, and no bar or text begins outside the picture."""
     root = ElementTree.fromstring(as_svg())
