@@ -15,6 +15,7 @@ from fuzz.tracing import Counts, Tracing, short
 LOOK_EVERY: Final = 256  # events of a recording between looks at the clock
 SHOW_EVERY: Final = 0.25  # seconds, in a terminal
 LINE_EVERY: Final = 10.0  # seconds, elsewhere
+FOLLOWS: Final = ("diff_count", "failed_count")  # fields that follow from others, and take room
 SHOWN_MAX: Final = 12  # outcomes of one tracepoint on a live screen
 
 
@@ -36,10 +37,11 @@ def _table(name: str, rows: list[tuple[dict[str, str], int]], most: int | None) 
         title=f"{name}: {total:,}", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
     table.add_column("count", justify="right")
-    for field in rows[0][0]:
+    fields = [field for field in rows[0][0] if field not in FOLLOWS]
+    for field in fields:
         table.add_column(field.replace("predecessor_with_successor", "both"), overflow="fold")
     for values, count in rows[:most]:
-        table.add_row(f"{count:,}", *values.values())
+        table.add_row(f"{count:,}", *(values.get(field, "") for field in fields))
     if most is not None and len(rows) > most:
         table.caption = f"and {len(rows) - most} other outcomes"
     return table

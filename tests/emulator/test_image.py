@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from emulator.designs.mainline import Mainline
 from emulator.designs.relocate_anon import RelocateAnon
 from emulator.errors import UsageError
 from emulator.image import MM_FOLDER, KernelImage
+from emulator.machine import Machine
+from emulator.workload import Op, Step
 from tests.emulator.kernel_world import kernel_image
 
 MODULES = sorted(path.stem for path in MM_FOLDER.glob("*.py") if path.stem != "__init__")
@@ -266,3 +269,27 @@ def test_mm_has_no_state(name: str) -> None:
     """No function sets a global of its module: images are shared by all machines of a process."""
     tree = ast.parse((MM_FOLDER / f"{name}.py").read_text())
     assert not [node for node in ast.walk(tree) if isinstance(node, (ast.Global, ast.Nonlocal))]
+
+
+def test_probes_go_on_and_come_off() -> None:
+    """A probe sees the calls of its image, from other modules too, and of no other; off, nothing of it is left."""
+    image, other = KernelImage(Mainline), KernelImage(Mainline)
+    before = image.vma.vma_pages
+    heard: list[str] = []
+
+    def probe(name: str) -> Callable[..., int]:
+        def wrapper(original: Callable[..., int], *args: object) -> int:
+            heard.append(name)
+            return original(*args)
+
+        return wrapper
+
+    off = [image.attach("vma.vma_pages", probe(name)) for name in ("inner", "outer")]
+    machine = Machine(image)
+    machine.run_step(Step((Op("mmap", 0, (0, 2, 3, 0x12, 0, 0)),)))
+    machine.run_step(Step((Op("mremap", 0, (0, 2, 2, 3, 40)),)))
+    assert heard[:2] == ["outer", "inner"]
+    for take_off in reversed(off):
+        take_off()
+    assert image.vma.vma_pages is before
+    assert other.vma.vma_pages.__name__ == "vma_pages"
