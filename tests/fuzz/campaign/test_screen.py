@@ -119,6 +119,24 @@ def test_what_the_reference_shows_too_comes_last() -> None:
     assert "also on" not in first
 
 
+def test_causes_of_one_rule_stand_together() -> None:
+    """The smallest in full, the others in a line each; what mainline shows too stands apart."""
+    status = a_status()
+    own = status.findings[0]
+    status.findings = [
+        dataclasses.replace(own, signature=f"{own.oracle}/{own.rule}:{cause}", steps=steps, on_reference=on_reference)
+        for cause, steps, on_reference in [("large", 5, False), ("pinned", 3, False), ("large, pinned", 4, True)]
+    ]
+    lines = summary(status).splitlines()
+    assert [line.split("  (")[0] for line in lines if line[:1].isdigit()] == [
+        f"1. {own.oracle}/{own.rule}:pinned",
+        f"2. {own.oracle}/{own.rule}:large, pinned",
+    ]
+    place = next(number for number, line in enumerate(lines) if line.startswith("   also, in "))
+    assert lines[place + 1].startswith("     large  (5 steps, seen 1,234 times")
+    assert sum(own.replay in line for line in lines) == 2
+
+
 def test_tracepoints_are_shown_where_they_were_counted() -> None:
     """On the live screen, in the lines where there is no terminal, and in the summary; else nowhere."""
     status = a_status()
