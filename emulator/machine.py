@@ -17,7 +17,7 @@ from emulator.ksm_types import Ksm
 from emulator.mm_types import AddressSpace, AnonVma, File, MmStruct, Pin
 from emulator.profile import PROFILES, Profile
 from emulator.sched.scheduler import Scheduler, Task
-from emulator.workload import FILE_PAGES, FILES_MAX, Op, Outcome, Step
+from emulator.workload import FILE_PAGES, FILES_MAX, MEMFD, Op, Outcome, Step
 
 if TYPE_CHECKING:
     from emulator.hw.pgtable import StoreLog
@@ -51,7 +51,8 @@ class Machine:
         self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
         self.pins: dict[int, Pin] = {}
         self.files = [self._make_file(label) for label in range(FILES_MAX)]
-        self.shared_memory: dict[int, AddressSpace] = {}  # label to shmem object, for oracles: what has not been freed
+        # label to file of memory, for oracles: what has not been freed
+        self.shared_memory: dict[int, AddressSpace] = {MEMFD: self.files[MEMFD].f_mapping}
         self.step_index = -1
         self.completed: list[int] = []  # ops of the last collision in the order in which they ended
         self.stack_guard_gap = min(self.profile.stack_guard_gap, self.geometry.stack_guard_gap_max)  # pages
@@ -98,8 +99,10 @@ class Machine:
         return mm
 
     def _make_file(self, label: int) -> File:
-        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, self.sched.rwsem("i_mmap_rwsem", self.sched))
-        return File(label, mapping, f"file{label}")
+        lock = self.sched.rwsem("i_mmap_rwsem", self.sched)
+        memory = label == MEMFD
+        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, lock, shmem=memory, noreserve=memory)
+        return File(label, mapping, "memfd" if memory else f"file{label}")
 
     # ---- running a workload
 

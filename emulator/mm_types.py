@@ -70,7 +70,7 @@ class AddressSpace:
     ``pages`` and ``swapped`` (the two kinds of entries of i_pages) change under the lock of the folio concerned.
     """
 
-    __slots__ = ("i_mmap", "i_mmap_rwsem", "label", "noreserve", "pages", "shmem", "size", "swapped")
+    __slots__ = ("holes", "i_mmap", "i_mmap_rwsem", "label", "noreserve", "pages", "shmem", "size", "swapped")
 
     def __init__(
         self, label: int, size: int, i_mmap_rwsem: RwSem, *, shmem: bool = False, noreserve: bool = False
@@ -80,6 +80,7 @@ class AddressSpace:
         self.shmem = shmem
         self.noreserve = noreserve  # of shmem: each page is charged when it comes, not all of them at once
         self.pages: dict[int, Folio] = {}  # i_pages: page index to folio
+        self.holes: dict[int, None] = {}  # of a file on a disk: numbers of pages that it has no more, which are zeros
         self.swapped: dict[int, int] = {}  # of shmem: page index to the swap slot that holds it
         self.i_mmap: list[VmAreaStruct] = []  # VMAs that map it; protected by i_mmap_rwsem
         self.i_mmap_rwsem = i_mmap_rwsem

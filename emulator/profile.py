@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from emulator.errors import UsageError
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
-from emulator.uapi import MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+from emulator.uapi import MADV_COLLAPSE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
 
 
 class Profile(NamedTuple):
@@ -131,7 +131,8 @@ class Profile(NamedTuple):
 
     # ---- mm/madvise.c
     # Advice that the kernel does not know yet: guard regions came with 6.13 (L. Stoakes, "mm: madvise: implement
-    # lightweight guard page mechanism"), MADV_COLLAPSE with 6.1 (Z. O'Keefe, "mm: userspace hugepage collapse").
+    # lightweight guard page mechanism"), MADV_COLLAPSE with 6.1 (Z. O'Keefe, "mm: userspace hugepage collapse"),
+    # MADV_DONTNEED_LOCKED with 5.18 (J. Weiner, "mm: madvise: MADV_DONTNEED_LOCKED").
     advice_unknown: tuple[int, ...] = ()
     # MADV_POPULATE_* ends at the first hole: between 6.1 and 6.12. Before, it went on behind it, one VMA after another.
     populate_ends_at_hole: bool = True
@@ -198,7 +199,7 @@ PROFILES: Final[dict[str, Profile]] = {
             split_checks_rmap=False,
             pt_reclaim=False,
             anon_shmem_name=False,
-            advice_unknown=(MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
+            advice_unknown=(MADV_COLLAPSE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             populate_ends_at_hole=False,
             ksm_per_process=False,
             stack_grows_under_read_lock=True,

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 PROCS_MAX: Final = 4  # process labels 0 (the first process) to 3
 PINS_MAX: Final = 8  # pin labels 0 to 7
-FILES_MAX: Final = 2  # file labels 0 and 1
+FILES_MAX: Final = 3  # file labels 0 to 2
+MEMFD: Final = 2  # the label of the file that is one of memory; those before it are files on a disk
 SHARED_MEMORY: Final = 1 << 16  # with a token: the label of the file behind shared anonymous memory
 FILE_PAGES: Final = 16  # every file's size
 OFFSETS_MAX: Final = 4  # sub-page write offsets
@@ -67,8 +68,10 @@ FOLL_LONGTERM: Final = 4
 # SHARED PRIVATE DROPPABLE FIXED GROWSDOWN LOCKED NORESERVE POPULATE STACK NOREPLACE
 MAP_FLAGS_ALLOWED: Final = 0x01 | 0x02 | 0x08 | 0x10 | 0x100 | 0x2000 | 0x4000 | 0x8000 | 0x20000 | 0x100000
 UFFD_FEATURES_ALLOWED: Final = 1 << 1 | 1 << 2 | 1 << 13  # EVENT_FORK EVENT_REMAP WP_UNPOPULATED
-# All advice of madvise(2) about private memory and files, but for REMOVE and DONTNEED_LOCKED.
-ADVICE_ALLOWED: Final = (0, 1, 2, 3, 4, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 102, 103)
+# All advice of madvise(2) about memory and files.
+ADVICE_ALLOWED: Final = (
+    0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 102, 103
+)  # fmt: skip
 
 
 VMA_NAMES: Final = ("stack", "heap")
@@ -302,7 +305,7 @@ def shared_memory(token: int) -> int:
 
 def is_memory(file: int) -> bool:
     """Is the file of that label one of memory (shmem), which holds zeros before anybody writes there?"""
-    return file >= SHARED_MEMORY
+    return file == MEMFD or file >= SHARED_MEMORY
 
 
 def pattern_token(pattern: int) -> int:

@@ -105,7 +105,7 @@ class LifetimeOracle:
 
     def _check_shared_memory(self, step: int, found: list[Finding]) -> None:
         machine = self._observer.machine
-        if machine.shared_memory:
+        if self._shared or shared_memory.in_use(machine):
             found += shared_memory.check_pages(machine, step)
             self._shared = True
         if self._shared and self._observer.spans:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from emulator.mm_types import AddressSpace
 
 
+def in_use(machine: Machine) -> bool:
+    """Is there any but a memfd that nobody has touched?"""
+    files = machine.shared_memory
+    return len(files) > 1 or any(mapping.pages or mapping.swapped for mapping in files.values())
+
+
 def uses_of_slot(machine: Machine, slot: int) -> int:
     """How many pages of files the swap slot holds."""
     return sum(list(mapping.swapped.values()).count(slot) for mapping in machine.shared_memory.values())

@@ -91,7 +91,7 @@ class Visible:
         if cached is not None:
             return pack(cached.content[index - cached.index])
         if not mapping.shmem:
-            return file_token(file.label, index)
+            return 0 if index in mapping.holes else file_token(file.label, index)
         swapped = mapping.swapped.get(index)
         return 0 if swapped is None else self._swapped(swapped)
 

@@ -16,7 +16,8 @@ def filemap_add_folio(vma: VmAreaStruct, mapping: AddressSpace, index: int) -> F
     folio = m.phys.alloc(0)
     folio.mapping = mapping
     folio.index = index
-    folio.content[0][0] = file_token(mapping.label, index)
+    if index not in mapping.holes:
+        folio.content[0][0] = file_token(mapping.label, index)
     mapping.pages[index] = folio
     swap.folio_get(folio)
     return folio

@@ -3,7 +3,7 @@
 Advice about pages (DONTNEED, PAGEOUT, guard regions, ...) walks page tables under mmap_lock for reading; advice that is
 kept in VMA flags takes it for writing and may split and merge VMAs.
 
-MADV_COLD only splits large folios, as nothing here has an age. MADV_REMOVE finds no file system that can do it.
+MADV_COLD only splits large folios, as nothing here has an age.
 Memory-failure injection is unknown here. Per-VMA locks are not modelled.
 """
 
@@ -23,6 +23,7 @@ from emulator.mm import (
     rmap,
     shmem,
     swap_state,
+    truncate,
     vma,
 )
 from emulator.mm_types import (
@@ -53,7 +54,6 @@ from emulator.uapi import (
     EBADF,
     EINVAL,
     ENOMEM,
-    EOPNOTSUPP,
     EPERM,
     MADV_COLD,
     MADV_COLLAPSE,
@@ -62,6 +62,7 @@ from emulator.uapi import (
     MADV_DONTDUMP,
     MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
     MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
@@ -103,7 +104,9 @@ VMA_FLAGS: Final = {
 KSM_ADVICE: Final = (MADV_MERGEABLE, MADV_UNMERGEABLE)  # kept in flags too
 
 # Advice that may throw data away: refused on sealed anonymous memory that cannot be written.
-DISCARDS: Final = (MADV_FREE, MADV_DONTNEED, MADV_REMOVE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL)
+DISCARDS: Final = (
+    MADV_FREE, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL
+)  # fmt: skip
 
 
 # ---- one VMA
@@ -130,10 +133,10 @@ def madvise_willneed(area: VmAreaStruct, start: int, end: int) -> None:
 
 
 def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int) -> int:
-    """Throw pages away (DONTNEED) or allow that (FREE). Not on locked memory; FREE on anonymous memory only."""
-    if area.vm_flags & (VM_PFNMAP | VM_LOCKED | VM_HUGETLB):
+    """Throw pages away or allow that (FREE). Locked memory: DONTNEED_LOCKED only; FREE: anonymous memory only."""
+    if area.vm_flags & (VM_PFNMAP | VM_HUGETLB | (0 if advice == MADV_DONTNEED_LOCKED else VM_LOCKED)):
         return -EINVAL
-    if advice == MADV_DONTNEED:
+    if advice != MADV_FREE:
         reclaim_pt = area.vm_mm.machine.profile.pt_reclaim
         memory_zap.zap_page_range_single(area, start, end - start, reclaim_pt=reclaim_pt)
         return 0
@@ -145,13 +148,22 @@ def madvise_dontneed_free(area: VmAreaStruct, start: int, end: int, advice: int)
     return 0
 
 
-def madvise_remove(area: VmAreaStruct) -> int:
-    """Punch a hole into the file: its file system cannot. The checks before that are the kernel's."""
+def madvise_remove(area: VmAreaStruct, start: int, end: int) -> int:
+    """Punch a hole into the file. mmap_lock is dropped for that, unless an errno says that nothing was done."""
     if area.vm_flags & VM_LOCKED or area.vm_file is None:
         return -EINVAL
     if area.vm_flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
         return -EACCES
-    return -EOPNOTSUPP
+    mm, file = area.vm_mm, area.vm_file
+    first = vma.linear_page_index(area, start)
+    file.f_count += 1  # its last mapping may go meanwhile
+    mm.mmap_lock.up_read()
+    mm.machine.sched.point("madvise.remove_unlocked")
+    truncate.punch_hole(mm.machine, file.f_mapping, first, first + ((end - start) >> PAGE_SHIFT))
+    file.f_count -= 1
+    shmem.shmem_put_file(mm.machine, file)
+    mm.mmap_lock.down_read()
+    return 0
 
 
 def is_valid_guard_vma(area: VmAreaStruct, allow_locked: bool) -> bool:
@@ -256,7 +268,9 @@ def madvise_vma_behavior(
     if advice == MADV_COLLAPSE:
         error, lock_dropped = khugepaged.madvise_collapse(area, start, end)
         return error or (None if lock_dropped else area)
-    if advice in (MADV_DONTNEED, MADV_FREE):
+    if advice == MADV_REMOVE:
+        return madvise_remove(area, start, end) or None
+    if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE):
         error = madvise_dontneed_free(area, start, end, advice)
     elif advice in (MADV_PAGEOUT, MADV_COLD):
         error = madvise_pageout(area, start, end, advice == MADV_PAGEOUT)
@@ -264,8 +278,6 @@ def madvise_vma_behavior(
         error = madvise_guard_install(area, start, end)
     elif advice == MADV_GUARD_REMOVE:
         error = madvise_guard_remove(area, start, end)
-    elif advice == MADV_REMOVE:
-        error = madvise_remove(area)
     else:
         error = 0  # MADV_WILLNEED
         madvise_willneed(area, start, end)
@@ -307,7 +319,7 @@ def known_advice(mm: MmStruct, advice: int) -> bool:
     if advice in mm.machine.profile.advice_unknown:
         return False
     return advice in VMA_FLAGS or advice in KSM_ADVICE or advice in (
-        MADV_REMOVE, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT,
+        MADV_REMOVE, MADV_WILLNEED, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT,
         MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_COLLAPSE,
     )  # fmt: skip
 

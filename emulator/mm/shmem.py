@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm import memory, mmap, swap, swap_state
+from emulator.mm import memory, mmap, swap, swap_state, truncate
 from emulator.mm_types import VM_NORESERVE, AddressSpace, File, Folio, MmStruct, VmAreaStruct, VmOps
-from emulator.sched.locks import RwSem
 from emulator.uapi import ENOMEM
 from emulator.workload import shared_memory, token
 
@@ -74,7 +73,7 @@ def shmem_zero_setup(area: VmAreaStruct) -> int:
     mapping = AddressSpace(
         label,
         area.vm_end - area.vm_start,
-        RwSem("i_mmap_rwsem", m.sched),
+        m.sched.rwsem("i_mmap_rwsem", m.sched),
         shmem=True,
         noreserve=bool(area.vm_flags & VM_NORESERVE),
     )
@@ -105,7 +104,7 @@ def shmem_evict_inode(m: Machine, mapping: AddressSpace) -> None:
 
 
 def shmem_undo_range(m: Machine, mapping: AddressSpace, indices: Iterable[int]) -> None:
-    """Throw away the pages of these numbers, which nothing maps, wherever they are."""
+    """Throw away the pages of these numbers, wherever they are."""
     for index in sorted(indices):
         while index in mapping.pages or index in mapping.swapped:
             folio = mapping.pages.get(index)
@@ -117,7 +116,7 @@ def shmem_undo_range(m: Machine, mapping: AddressSpace, indices: Iterable[int]) 
             swap.folio_get(folio)
             folio.lock.lock()
             if folio.mapping is mapping:  # else it was swapped out or migrated meanwhile
-                remove_folio(m, mapping, folio)
+                truncate.truncate_inode_folio(m, mapping, folio)
                 shmem_unacct_blocks(m, mapping)
             folio.lock.unlock()
             swap.folio_put(m, folio)

@@ -22,13 +22,14 @@ from emulator.uapi import (
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
+    MADV_REMOVE,
     MADV_UNMERGEABLE,
     MAP_LOCKED,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
 )
-from emulator.workload import FILE_PAGES, OFFSETS_MAX, PROCS_MAX, SHARED_MEMORY
+from emulator.workload import FILE_PAGES, MEMFD, OFFSETS_MAX, PROCS_MAX, SHARED_MEMORY
 from fuzz.export import c_calls
 from fuzz.export.c_calls import EMITTERS
 from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_at
@@ -94,6 +95,7 @@ def export(workload: Workload, stem: str, profile: str) -> str:
         fallbacks=[(name, hex(value)) for name, value in _NEWER.items() if name in text],
         files=max((step.op.args[4] for step in expected.steps if step.op.kind == "mmap"), default=0),
         file_pages=FILE_PAGES,
+        memfd=MEMFD,
         file_mark=hex(FILE_TOKENS),
         place=SUB_PAGE,
         places=OFFSETS_MAX,
@@ -148,6 +150,8 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["opens_userfaultfd"] = uses["uffd_call"] or "userfaultfd" in called
     uses["processes"] = not alone
     uses["files"] = any(op.kind == "mmap" and op.args[4] for op in ops)
+    uses["memfd"] = any(op.kind == "mmap" and op.args[4] == MEMFD + 1 for op in ops)
+    uses["remove"] = uses["files"] and MADV_REMOVE in advice
     uses["shared"] = any(area.file > SHARED_MEMORY for area in areas)
     uses["exec"] = any(c_calls.prots(op) & PROT_EXEC for op in ops)
     uses["exec_only"] = any(area.prot == PROT_EXEC for area in areas)
@@ -158,7 +162,7 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["locks"] = any(_locks(op) for op in ops)
     uses["prctl"] = "prctl" in called or uses["brk"]
     uses["syscall"] = "syscall" in called or any(
-        uses[name] for name in ("processes", "exec_only", "userfaultfd", "brk", "bind_memory", "pkeys")
+        uses[name] for name in ("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "pkeys")
     )
     uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE} & set(advice))
     uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice)) or any(

@@ -38,10 +38,8 @@ _UNKNOWN_FLAGS: Final = {
 _U32: Final = (1 << 32) - 1
 _FILE_ERRORS: Final = (-9, -19)  # EBADF, ENODEV: what the descriptor is, the recording does not tell
 _MADVISE_UNMODELLED: Final = {  # known to Linux, not to the machine
-    9: "madvise MADV_REMOVE",
     12: "madvise MADV_MERGEABLE",
     13: "madvise MADV_UNMERGEABLE",
-    24: "madvise MADV_DONTNEED_LOCKED",
     25: "madvise MADV_COLLAPSE",
     100: "madvise MADV_HWPOISON",
     101: "madvise MADV_SOFT_OFFLINE",

@@ -29,7 +29,7 @@ from emulator.uapi import (
 from emulator.workload import (
     ADVICE_ALLOWED,
     FILE_PAGES,
-    FILES_MAX,
+    MEMFD,
     OFFSETS_MAX,
     PROCS_MAX,
     STEPS_MAX,
@@ -255,7 +255,7 @@ class _Files:
     def label(self, file: int) -> int:
         if not file:
             return 0
-        return self._labels.setdefault(file, len(self._labels) % FILES_MAX + 1)
+        return self._labels.setdefault(file, len(self._labels) % MEMFD + 1)
 
 
 def _build(area: _Area, bounds: tuple[int, int], places: Compression, files: _Files) -> list[Op]:

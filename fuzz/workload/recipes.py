@@ -165,6 +165,14 @@ _TEXTS: Final[dict[str, str]] = {
         c: write addr=a at=1
         c: mremap addr=a old_len=0 new_len=n flags=maymove|fixed new_addr=d
     """,
+    "a hole in a file of memory that is mapped twice": """
+        mmap addr=a len=n prot=rw flags=shared|fixed file=memfd
+        mmap addr=a+n len=n prot=rw flags=private|fixed file=memfd
+        write addr=a at=0
+        read addr=a+n
+        write addr=a+n+1 at=0
+        madvise addr=a len=n advice=remove
+    """,
     "a private page of a file, moved": """
         mmap addr=a len=n prot=rw flags=private|fixed file=file0
         read addr=a

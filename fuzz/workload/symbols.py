@@ -7,10 +7,10 @@ from typing import Final
 
 from emulator import uapi
 from emulator.workload import (
-    FILES_MAX,
     FOLL_LONGTERM,
     FOLL_PIN,
     FOLL_WRITE,
+    MEMFD,
     POLICIES,
     VMA_NAMES,
     Domain,
@@ -78,6 +78,7 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("willneed", uapi.MADV_WILLNEED),
         ("dontneed", uapi.MADV_DONTNEED),
         ("free", uapi.MADV_FREE),
+        ("remove", uapi.MADV_REMOVE),
         ("dontfork", uapi.MADV_DONTFORK),
         ("dofork", uapi.MADV_DOFORK),
         ("mergeable", uapi.MADV_MERGEABLE),
@@ -92,6 +93,7 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
         ("pageout", uapi.MADV_PAGEOUT),
         ("populate_read", uapi.MADV_POPULATE_READ),
         ("populate_write", uapi.MADV_POPULATE_WRITE),
+        ("dontneed_locked", uapi.MADV_DONTNEED_LOCKED),
         ("collapse", uapi.MADV_COLLAPSE),
         ("guard_install", uapi.MADV_GUARD_INSTALL),
         ("guard_remove", uapi.MADV_GUARD_REMOVE),
@@ -100,7 +102,7 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
     Domain.POLICY: tuple((name, n) for n, name in enumerate(POLICIES)),
     Domain.PKEY: ((NONE, 0), ("key0", 1), ("key1", 2)),
     Domain.SWITCH: (("off", 0), ("on", 1)),
-    Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(FILES_MAX))),
+    Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(MEMFD)), ("memfd", MEMFD + 1)),
 }
 
 # int() alone would also take "1_0", "-1" and digits of other scripts.

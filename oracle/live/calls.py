@@ -27,7 +27,17 @@ from emulator.uapi import (
     PR_SET_VMA,
     PR_SET_VMA_ANON_NAME,
 )
-from emulator.workload import OFFSETS_MAX, OPS, POLICIES, VMA_NAMES, Domain, Op, Workload, pattern_token
+from emulator.workload import (
+    MEMFD,
+    OFFSETS_MAX,
+    OPS,
+    POLICIES,
+    VMA_NAMES,
+    Domain,
+    Op,
+    Workload,
+    pattern_token,
+)
 from oracle.live import thp_sizes, userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.userfault import NEEDS_A_READER, Userfault
@@ -315,7 +325,9 @@ def has_protection_keys() -> bool:
 
 def maps_memory(op: Op) -> bool:
     """Does the op map a file of memory?"""
-    return op.kind == "mmap" and not op.args[4] and op.args[3] & MAP_TYPE == MAP_SHARED
+    if op.kind != "mmap":
+        return False
+    return op.args[4] == MEMFD + 1 or (not op.args[4] and op.args[3] & MAP_TYPE == MAP_SHARED)
 
 
 def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:

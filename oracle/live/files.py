@@ -1,17 +1,20 @@
-"""The files of a live workload: on a real file system, without a name, the same contents at every start."""
+"""The files of a live workload: on a disk or in memory, without a name, the same contents at every start."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from typing import Final
 
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
-from emulator.workload import FILE_PAGES, FILES_MAX, file_token
+from emulator.workload import FILE_PAGES, FILES_MAX, file_token, is_memory
 from oracle.live.processor import SYS_MMAP, SYS_MUNMAP, Processor
 from oracle.live.surroundings import mappings
 
 _MAP_PRIVATE: Final = 2
+_PUNCH_HOLE: Final = 2 | 1  # FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+_SIZE: Final = FILE_PAGES << PAGE_SHIFT
 
 
 class Files:
@@ -19,15 +22,19 @@ class Files:
 
     def __init__(self, processor: Processor, folder: str) -> None:
         """In ``folder``. Raises ``OSError``."""
-        self.handles = [_open_unnamed(folder) for _ in range(FILES_MAX)]
-        self._contents = [_contents(label) for label in range(FILES_MAX)]
+        self.handles = [_open_memfd() if is_memory(label) else _open_unnamed(folder) for label in range(FILES_MAX)]
+        self._contents = {label: _contents(label) for label in range(FILES_MAX) if not is_memory(label)}
+        self._libc = ctypes.CDLL(None, use_errno=True)
         self.reset()
         self.inodes = {self._inode(processor, handle): label for label, handle in enumerate(self.handles)}
 
     def reset(self) -> None:
-        """Give every file the contents that it has before a workload."""
-        for handle, contents in zip(self.handles, self._contents, strict=True):
-            os.pwrite(handle, contents, 0)
+        """Give every file the contents that it has before a workload; one of memory has no pages at all."""
+        for label, handle in enumerate(self.handles):
+            if label in self._contents:
+                os.pwrite(handle, self._contents[label], 0)
+            elif self._libc.fallocate(handle, _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(_SIZE)):
+                raise OSError(ctypes.get_errno(), "a memfd cannot be emptied")
 
     @staticmethod
     def _inode(processor: Processor, handle: int) -> int:
@@ -41,6 +48,12 @@ class Files:
 def _contents(label: int) -> bytes:
     pages = (file_token(label, page).to_bytes(8, "little") for page in range(FILE_PAGES))
     return b"".join(token.ljust(1 << PAGE_SHIFT, b"\0") for token in pages)
+
+
+def _open_memfd() -> int:
+    handle = os.memfd_create("vmafuzz")
+    os.ftruncate(handle, _SIZE)
+    return handle
 
 
 def _open_unnamed(folder: str) -> int:

@@ -25,6 +25,7 @@ from emulator.mm_types import (
     VM_WIPEONFORK,
 )
 from emulator.uapi import (
+    EACCES,
     EAGAIN,
     EBUSY,
     EFAULT,
@@ -38,6 +39,7 @@ from emulator.uapi import (
     MADV_DONTDUMP,
     MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
     MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
@@ -50,6 +52,7 @@ from emulator.uapi import (
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_RANDOM,
+    MADV_REMOVE,
     MADV_SEQUENTIAL,
     MADV_UNMERGEABLE,
     MADV_WILLNEED,
@@ -78,7 +81,12 @@ Effect = Callable[[Page], Page | int]
 """What the page becomes, or the error with which its mapping refuses."""
 
 # Advice that throws contents away, now or in a child.
-DISCARDS: Final = frozenset((MADV_DONTNEED, MADV_FREE, MADV_DONTFORK, MADV_WIPEONFORK, MADV_GUARD_INSTALL))
+DISCARDS: Final = frozenset(
+    (
+        MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_REMOVE, MADV_DONTFORK, MADV_WIPEONFORK,
+        MADV_GUARD_INSTALL,
+    )
+)  # fmt: skip
 
 # Why a range cannot be collapsed (now) hangs on page tables and references, which nobody sees; contents never change.
 COLLAPSE_ERRORS: Final = frozenset((-EINVAL, -EAGAIN, -EBUSY))
@@ -132,6 +140,7 @@ EFFECTS: Final[dict[int, Effect]] = {
     MADV_SEQUENTIAL: keeps_flags(VM_RAND_READ, VM_SEQ_READ),
     MADV_WILLNEED: stays,
     MADV_DONTNEED: drops,
+    MADV_DONTNEED_LOCKED: erased,
     MADV_FREE: may_drop,
     MADV_DONTFORK: keeps_flags(0, VM_DONTCOPY),
     MADV_DOFORK: keeps_flags(VM_DONTCOPY, 0),
@@ -156,6 +165,8 @@ def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | No
     addr, length, advice = op.args
     if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
         return _populate(spec, pages, op, ret)
+    if advice == MADV_REMOVE:
+        return _remove(spec, pages, op, ret)
     effect = EFFECTS.get(advice)
     if effect is None:
         raise InternalError(f"the specification does not know advice {advice}")
@@ -176,6 +187,29 @@ def madvise(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | No
         pages[number] = after
     if advice == MADV_COLLAPSE and ret in COLLAPSE_ERRORS:
         return None
+    return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
+
+
+def _remove(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    """A hole is punched into the file of a shared mapping: zeros for all who see its pages. A pin keeps what it has."""
+    addr, length, advice = op.args
+    want = 0
+    for number in range(addr, addr + length):
+        page = pages.get(number)
+        if page is None:
+            want = -ENOMEM
+            continue
+        backing = page.backing
+        if _kept_by_seal(page, advice):
+            want = -EPERM
+        elif page.flags & VM_LOCKED or backing is None:
+            want = -EINVAL
+        elif not backing.shared:
+            want = -EACCES
+        else:
+            spec.punch(backing.file, backing.page)
+            continue
+        break
     return None if ret == want else wrong_result(op, ret, result_name(want) if want else "success")
 
 

@@ -133,6 +133,13 @@ class Specification:
             return written
         return 0 if is_memory(file) else file_token(file, page)
 
+    def punch(self, file: int, page: int) -> None:
+        """Let the file have a hole there. A pin on what was there shares it with nobody any more."""
+        self.files[file, page] = 0
+        for label, pin in self.pins.items():
+            if pin.file == (file, page):
+                self.pins[label] = pin._replace(file=None)
+
     def set_content(self, pages: Pages, number: int, page: Page, content: int) -> None:
         """Give the page these contents, wherever they are kept."""
         backing = page.backing

@@ -29,6 +29,7 @@ from emulator.uapi import (
     ENOMEM,
     MADV_COLLAPSE,
     MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
     MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_POPULATE_READ,
@@ -67,7 +68,7 @@ _WITHOUT_EFFECT: Final = frozenset(
         "pin_write", "reclaim", "swap_readahead", "migrate", "munlock", "munlockall",
     )
 )  # fmt: skip
-_DROPS: Final = frozenset((MADV_DONTNEED, MADV_GUARD_INSTALL))
+_DROPS: Final = frozenset((MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL))
 _BRINGS_PAGES: Final = frozenset((MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE))
 
 

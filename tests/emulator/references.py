@@ -35,7 +35,8 @@ def check_references(world: World) -> None:
             expected[pin.folio.pfn] += 1
             if pin.flags & FOLL_PIN:
                 pincounts[pin.folio.pfn] = pincounts.get(pin.folio.pfn, 0) + 1
-    for mapping in [*(file.f_mapping for file in machine.files), *machine.shared_memory.values()]:
+    files = {file.label: file.f_mapping for file in machine.files} | machine.shared_memory
+    for mapping in files.values():
         for folio in mapping.pages.values():
             expected[folio.pfn] += 1
     for pfn, folio in machine.phys.live.items():

@@ -154,7 +154,7 @@ W = "world small8\n"
         (W + "mprotect addr=1 len=1 prot=rr", "line 2: mprotect: prot: 'rr' is no protection"),
         (W + "mprotect addr=1 len=1 prot=", "line 2: mprotect: prot: '' is no protection"),
         (W + "madvise addr=1 len=1 advice=freeze", "there are normal random sequential willneed dontneed"),
-        (W + "madvise addr=1 len=1 advice=9", "line 2: madvise: advice '9' is not one of 0, 1, 2, 3"),
+        (W + "madvise addr=1 len=1 advice=7", "line 2: madvise: advice '7' is not one of 0, 1, 2, 3"),
         (W + "gup_fast addr=1 flags=read pin=0", "'read' is not a flag; there are pin write longterm"),
         (W + "gup_fast addr=1 flags= pin=0", "line 2: gup_fast: flags: '' is not a flag"),
         (W + "mmap addr=1 len=1 prot=r flags=0x20", "line 2: mmap: flags '0x20' is not made of the bits"),

@@ -21,6 +21,7 @@ from emulator.uapi import (
     MADV_COLLAPSE,
     MADV_DOFORK,
     MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
@@ -228,11 +229,12 @@ def collapse_what_was_dropped(profile: Profile) -> object:
 
 
 def advise_what_is_new(profile: Profile) -> object:
-    """MADV_GUARD_INSTALL, _REMOVE and MADV_COLLAPSE on ordinary memory."""
+    """MADV_GUARD_INSTALL, _REMOVE, MADV_COLLAPSE and MADV_DONTNEED_LOCKED on ordinary memory."""
     world = World(profile=profile)
     world.mmap(0, 8)
     world.write(1)
-    return [world.do("madvise", 0, 8, advice) for advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_COLLAPSE)]
+    new = (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_COLLAPSE, MADV_DONTNEED_LOCKED)
+    return [world.do("madvise", 0, 8, advice) for advice in new]
 
 
 def let_special_mappings_fork(profile: Profile) -> object:
@@ -493,7 +495,7 @@ RULES: Final = {
     "pt_reclaim": Rule(collapse_what_was_dropped, {True: -EINVAL, False: 0}),
     "advice_unknown": Rule(
         advise_what_is_new,
-        {(): [0, 0, 0], (MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE): [-EINVAL] * 3},
+        {(): [0, 0, 0, 0], PROFILES["5.17"].advice_unknown: [-EINVAL] * 4},
     ),
     "dofork_refused": Rule(let_special_mappings_fork, {VM_IO: [0, -EINVAL], VM_SPECIAL: [-EINVAL, -EINVAL]}),
     "anon_shmem_name": Rule(name_shared_memory, {True: (0, [(0, 2), (2, 2)]), False: (-EBADF, [(0, 4)])}),

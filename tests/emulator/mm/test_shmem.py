@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.mm_types import VM_ACCOUNT, VM_MAYSHARE, VM_NORESERVE, VM_SHARED, Folio
+from emulator.mm_types import VM_ACCOUNT, VM_MAYSHARE, VM_NORESERVE, VM_SHARED, AddressSpace, Folio
 from emulator.uapi import (
     EBADF,
     EFAULT,
@@ -31,7 +31,7 @@ from emulator.uapi import (
     PROT_READ,
     SIGBUS,
 )
-from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, Op
+from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, MEMFD, Op
 from tests.emulator.kernel_world import RW, World, profile_with
 from tests.emulator.mm.world import fail_next
 from tests.emulator.references import check_all, every_cut
@@ -47,6 +47,11 @@ def shared(pages: int = 4, flags: int = 0, profile: str = "6.18") -> World:
     world.mmap(0, pages, RW, SHARED | flags)
     world.write(0)
     return world
+
+
+def objects(world: World) -> list[AddressSpace]:
+    """What there is of shared anonymous memory."""
+    return [mapping for label, mapping in world.machine.shared_memory.items() if label != MEMFD]
 
 
 def load(world: World, page: int, proc: int = 0) -> dict[int, int]:
@@ -194,7 +199,7 @@ def test_a_device_may_keep_it_for_long() -> None:
     assert world.do("gup_slow", 0, LONGTERM, 0) == 0
     assert world.do("gup_fast", 0, LONGTERM, 1) == 0
     assert world.do("munmap", 0, 4) == 0
-    assert not world.machine.shared_memory
+    assert not objects(world)
     assert world.do("pin_write", 0, 1) == 0
     assert world.do("unpin", 0) == 0
     assert world.do("unpin", 1) == 0
@@ -239,7 +244,7 @@ def test_what_may_not_be_committed_is_not_mapped() -> None:
 
 
 def _folios(world: World) -> list[Folio]:
-    return [folio for mapping in world.machine.shared_memory.values() for folio in mapping.pages.values()]
+    return [folio for mapping in objects(world) for folio in mapping.pages.values()]
 
 
 @pytest.mark.parametrize("nth", range(1, 7))
@@ -249,7 +254,7 @@ def test_a_mapping_that_fails_charges_nothing(nth: int) -> None:
     kept = result == 0
     assert result == (0 if kept else -ENOMEM)
     assert world.machine.committed == (4 if kept else 0)
-    assert len(world.machine.shared_memory) == kept
+    assert len(objects(world)) == kept
 
 
 # ---- swap
@@ -261,7 +266,7 @@ def test_reclaim_moves_pages_to_swap_and_an_access_brings_them_back() -> None:
     was = load(world, 0)
     assert load(world, 1) == {}
     assert world.do("madvise", 0, 4, MADV_PAGEOUT) == 0
-    (mapping,) = world.machine.shared_memory.values()
+    (mapping,) = objects(world)
     assert (list(mapping.pages), list(mapping.swapped)) == ([], [0])
     assert world.pte(0) == world.pte(1) == 0
     check_all(world)
@@ -287,7 +292,7 @@ def test_pinned_or_locked_pages_stay() -> None:
     world = shared()
     assert world.do("gup_fast", 0, FOLL_PIN, 0) == 0
     assert world.do("reclaim", 0) == 0
-    (mapping,) = world.machine.shared_memory.values()
+    (mapping,) = objects(world)
     assert list(mapping.pages) == [0]
     assert world.do("unpin", 0) == 0
     assert world.do("mlock", 0, 4) == 0
@@ -299,7 +304,7 @@ def test_without_swap_space_a_page_stays_dirty() -> None:
     world = shared()
     was = load(world, 0)
     assert world.do("reclaim", 0, fail_nth=1) == 0
-    (mapping,) = world.machine.shared_memory.values()
+    (mapping,) = objects(world)
     assert mapping.pages[0].dirty
     assert load(world, 0) == was
     check_all(world)
@@ -370,7 +375,7 @@ def test_every_interleaving_keeps_the_contents(beside: Op, swapped: bool) -> Non
         world.do("exit", proc=1)
         if 0 in world.machine.procs:
             world.do("exit")
-        assert not world.machine.shared_memory, where
+        assert not objects(world), where
         assert not world.machine.swap.count, where
         assert list(world.machine.phys.live.values()) == [world.machine.phys.zero_folio], where
 

@@ -72,6 +72,17 @@ def test_shared_memory(tmp_path: Path) -> None:
         read addr=10
         p1: read addr=35
         p1: write addr=31 at=2
+        mmap addr=40 len=8 prot=rw flags=shared|fixed file=memfd off=2
+        mmap addr=50 len=8 prot=rw flags=private|fixed file=memfd off=2
+        write addr=41 at=1
+        read addr=51
+        write addr=52 at=0
+        madvise addr=40 len=3 advice=remove
+        read addr=51
+        read addr=52
+        madvise addr=14 len=1 advice=remove
+        read addr=14
+        read addr=15
     """
     _agrees(from_text(steps), tmp_path)
 

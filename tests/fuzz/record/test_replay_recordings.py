@@ -62,7 +62,6 @@ def test_what_is_not_modelled_is_said() -> None:
     assert dict(report.unmodelled) == {
         "process_madvise": 6,
         "userfaultfd": 2,
-        "madvise MADV_REMOVE": 2,
         "madvise MADV_COLLAPSE": 3,
     }
 

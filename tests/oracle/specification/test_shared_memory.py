@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from emulator.uapi import EFAULT, MADV_DONTNEED, MAP_FIXED, MAP_SHARED, SIGBUS
-from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
+import pytest
+
+from emulator.uapi import (
+    EACCES,
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_REMOVE,
+    MAP_FIXED,
+    MAP_SHARED,
+    SIGBUS,
+)
+from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, MEMFD
 from tests.oracle.specification.bench import MOVE, Bench
 
 SHARED = MAP_SHARED | MAP_FIXED
@@ -35,3 +48,36 @@ def test_it_may_be_pinned_for_long(bench: Bench) -> None:
     token = bench.do("pin_write", 0, 2)
     assert bench.content(10) == ((2, token),)
     assert bench.refuses("gup_slow", 10, LONGTERM, 1, ret=-EFAULT).rule == "result"
+
+
+@pytest.mark.parametrize("file", [0, 1, MEMFD + 1])
+def test_a_hole_is_zeros_for_all_who_see_the_file(bench: Bench, file: int) -> None:
+    """Private copies are no part of it, and a pin keeps the page that it has."""
+    bench.map(10, 2, file=file, flags=SHARED)
+    bench.do("write", 10, 0)
+    bench.do("fork", 1)
+    bench.do("gup_fast", 10, FOLL_PIN | FOLL_WRITE, 0)
+    if file:
+        bench.map(20, 2, file=file)
+        bench.do("write", 21, 1)
+    bench.do("madvise", 10, 2, MADV_REMOVE, proc=1)
+    assert (bench.content(10), bench.content(11, 1)) == ((), ())
+    if file:
+        assert bench.content(20) == ()
+        assert bench.content(21) != ()
+    bench.do("pin_write", 0, 2)
+    assert bench.content(10) == ()
+    assert bench.spec.wild == [0]
+
+
+def test_who_must_not_punch_holes(bench: Bench) -> None:
+    bench.map(10, 1, file=MEMFD + 1)
+    bench.do("madvise", 10, 1, MADV_REMOVE, ret=-EACCES)
+    bench.map(10, 1)
+    bench.do("madvise", 10, 1, MADV_REMOVE, ret=-EINVAL)
+    bench.map(11, 1, file=MEMFD + 1, flags=SHARED)
+    bench.do("madvise", 11, 2, MADV_REMOVE, ret=-ENOMEM)
+    bench.do("mlock", 11, 1)
+    bench.do("madvise", 11, 1, MADV_REMOVE, ret=-EINVAL)
+    assert bench.refuses("madvise", 11, 1, MADV_REMOVE).rule == "result"
+    bench.do("madvise", 11, 1, MADV_DONTNEED_LOCKED)

@@ -1,0 +1,93 @@
+"""Punching holes into files (mm/truncate.c, shmem_fallocate of mm/shmem.c, unmap_mapping_range of mm/memory.c).
+
+Files do not change their length. What is punched out holds zeros, and is unmapped everywhere; private copies stay.
+Page numbers are of the file, ranges without the last.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emulator.geometry import LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
+from emulator.hw.pte import PRESENT, is_migration, softleaf_value
+from emulator.mm import memory, memory_zap, mmu_gather, pagewalk, pgtable_generic, shmem, swap, vma
+from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
+
+if TYPE_CHECKING:
+    from emulator.hw.pgtable import PageTable
+    from emulator.machine import Machine
+
+
+def punch_hole(m: Machine, mapping: AddressSpace, first: int, last: int) -> None:
+    """fallocate(FALLOC_FL_PUNCH_HOLE) of pages [first, last); of what lies behind the end nothing is there."""
+    unmap_mapping_pages(m, mapping, first, last)
+    m.sched.point("truncate.unmapped")
+    indices = [index for index in {**mapping.pages, **mapping.swapped} if first <= index < last]
+    if mapping.shmem:
+        shmem.shmem_undo_range(m, mapping, indices)
+        return
+    for index in range(first, min(last, mapping.size >> PAGE_SHIFT)):
+        mapping.holes[index] = None
+    for index in sorted(indices):
+        truncate_page(m, mapping, index)
+
+
+def truncate_page(m: Machine, mapping: AddressSpace, index: int) -> None:
+    """Take one page of a file on a disk out of the page cache."""
+    while (folio := mapping.pages.get(index)) is not None:
+        swap.folio_get(folio)
+        folio.lock.lock()
+        if folio.mapping is mapping:  # else it was migrated meanwhile
+            truncate_inode_folio(m, mapping, folio)
+        folio.lock.unlock()
+        swap.folio_put(m, folio)
+
+
+def truncate_inode_folio(m: Machine, mapping: AddressSpace, folio: Folio) -> None:
+    """Take a locked folio out of the page cache; who mapped it since the range was unmapped loses it again."""
+    if folio.mapped():
+        unmap_mapping_pages(m, mapping, folio.index, folio.index + 1)
+    del mapping.pages[folio.index]
+    folio.mapping = None
+    swap.folio_put(m, folio)
+
+
+def unmap_mapping_pages(m: Machine, mapping: AddressSpace, first: int, last: int) -> None:
+    """Unmap pages [first, last) of a file in every process; private copies stay (even_cows=0)."""
+    mapping.i_mmap_rwsem.down_read()
+    for area in list(mapping.i_mmap):
+        low = max(first, area.vm_pgoff)
+        high = min(last, area.vm_pgoff + vma.vma_pages(area))
+        if low < high:
+            start = area.vm_start + ((low - area.vm_pgoff) << PAGE_SHIFT)
+            zap_file_pages(area, start, start + ((high - low) << PAGE_SHIFT))
+            m.sched.point("truncate.vma_unmapped")
+    mapping.i_mmap_rwsem.up_read()
+
+
+def zap_file_pages(area: VmAreaStruct, start: int, end: int) -> None:
+    """Clear the entries of [start, end) (bytes) that map the file's own pages, or are to map them again (migration)."""
+    mm = area.vm_mm
+    gather = mmu_gather.MmuGather(mm)
+    for pmd, slot, addr, stop in pagewalk.pmd_ranges(mm, start, end):
+        table = pagewalk.pte_offset_map_lock(pmd, slot)
+        if table is None:
+            continue
+        first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
+        for i in range((stop - addr) >> PAGE_SHIFT):
+            zap_file_page(gather, area, table, first + i, addr + i * PAGE_SIZE)
+        table.ptl.unlock()
+    mmu_gather.tlb_flush_mmu(gather)
+
+
+def zap_file_page(
+    gather: mmu_gather.MmuGather, area: VmAreaStruct, table: PageTable, slot: int, addr: int
+) -> None:
+    """should_zap_folio: not what is anonymous; guard regions stay."""
+    pte: int = table.entries.get(slot, 0)  # type: ignore[assignment]
+    if pte & PRESENT:
+        folio = memory.vm_normal_folio(area, addr, pte)
+        if folio is not None and not folio.anon:
+            memory_zap.zap_present_pte(gather, area, table, slot, addr, pte)
+    elif pte and is_migration(pte) and not area.vm_mm.machine.phys.frames[softleaf_value(pte)].anon:
+        table.set(slot, 0)
