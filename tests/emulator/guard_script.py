@@ -1,10 +1,11 @@
-"""A small language for tests of guard regions: anonymous memory, or a file.
+"""A small language for tests of guard regions: anonymous memory, or a file on a disk or in memory.
 
 One statement a line or between semicolons; pages are those of the region that it begins with::
 
     map 10             map 10 pages at page 0            guard 0:4, unguard 0:4    install, remove
     touch 3            reading and writing work          trap 3                    both fault
     keep 3             the page holds what was written   empty 3                   it holds zeros (of a file: its own)
+    zeros 3            the page holds zeros, whosever it is
     W 0:10             write to every page               child, parent             who acts from here on
     vmas 4             the region has so many VMAs       CALL args = result        any other call, errors by name
 """
@@ -30,11 +31,12 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     SIGSEGV,
 )
-from emulator.workload import file_token
+from emulator.workload import MEMFD, file_token
 from tests.emulator.kernel_world import RW, World
 
+FILES: Final = {"file": 1, "shmem": MEMFD + 1}
 FIXED: Final = MREMAP_MAYMOVE | MREMAP_FIXED
-ANON, FILE = "anon", "file"
+ANON, FILE, SHMEM = "anon", "file", "shmem"
 
 
 class GuardScript:
@@ -98,16 +100,16 @@ class GuardScript:
         return int(first), int(count or 1)
 
     def map(self, start: int, count: int, name: str) -> None:
-        shared = self.kind == FILE and name != "private"
+        shared = self.kind != ANON and name != "private"
         flags = MAP_FIXED | (MAP_SHARED if shared else MAP_PRIVATE)
         prot = uapi.PROT_READ if name == "readonly" else RW
-        file, offset = (1, start) if self.kind == FILE else (0, 0)
+        file, offset = (FILES[self.kind], start) if self.kind in FILES else (0, 0)
         assert self.do("mmap", start, count, prot, flags, file, offset) == start
 
     # ---- of one page
 
     def touch(self, page: int) -> None:
-        beyond = self.kind == FILE and page % 20 >= 16  # the file has 16 pages; regions begin at multiples of 20
+        beyond = self.kind != ANON and page % 20 >= 16  # the file has 16 pages; regions begin at multiples of 20
         want = uapi.SIGBUS if beyond else 0
         assert self.do("read", page) == want, page
         assert self.do("write", page, 1) == want, page
@@ -125,8 +127,11 @@ class GuardScript:
 
     def empty(self, page: int) -> None:
         """Anonymous memory reads as zeros; a shared file still has what was written to it."""
-        got = dict(self.load(page))
-        assert got == (self.written.get(page, {0: file_token(0, page)}) if self.kind == FILE else {})
+        untouched = {0: file_token(0, page)} if self.kind == FILE else {}
+        assert dict(self.load(page)) == (self.written.get(page, untouched) if self.kind != ANON else {})
+
+    def zeros(self, page: int) -> None:
+        assert self.load(page) == ()
 
     def load(self, page: int) -> tuple[tuple[int, int], ...]:
         assert self.do("read", page) == 0, page
@@ -150,4 +155,5 @@ PAGE_CHECKS: Final[dict[str, Callable[[GuardScript, int], None]]] = {
     "W": GuardScript.store,
     "keep": GuardScript.keep,
     "empty": GuardScript.empty,
+    "zeros": GuardScript.zeros,
 }

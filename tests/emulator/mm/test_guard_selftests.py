@@ -1,4 +1,6 @@
-"""The kernel's guard-region tests (selftests/mm/guard-regions.c) as a table: anonymous memory, and a shared file.
+"""The kernel's guard-region tests (selftests/mm/guard-regions.c) as a table: anonymous memory, and shared files.
+
+Files are on a disk or in memory.
 
 The notation is that of ``guard_script``. What the machine is asked for, a running Linux is asked for too.
 """
@@ -9,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.emulator.guard_script import ANON, FILE, GuardScript
+from tests.emulator.guard_script import ANON, FILE, SHMEM, GuardScript
 
 pytestmark = pytest.mark.live
 
@@ -92,6 +94,11 @@ OF_ANONYMOUS: Final = [
     ("collapse", "map 512; guard_every_second 512; advise 0:512 collapse = EINVAL; trap 0; touch 1; trap 510"),
 ]
 OF_FILES: Final = [
+    (
+        "hole_punch",
+        """map 10; W 0:10; guard 3:4; keep 0:3; trap 3:4; keep 7:3; advise 3:4 remove; keep 0:3; trap 3:4
+           keep 7:3; unguard 0:10; keep 0:3; zeros 3:4; keep 7:3""",
+    ),
     ("map_private", "private 10; guard 0; guard 2; W 5; trap 0; trap 2; keep 5; unguard 0:10; touch 0:10"),
     (
         "readonly_file",
@@ -104,7 +111,7 @@ OF_FILES: Final = [
     ("kind", "script"),
     [
         pytest.param(kind, script, id=f"{kind}-{name}")
-        for kind, rows in ((ANON, ROWS + OF_ANONYMOUS), (FILE, ROWS + OF_FILES))
+        for kind, rows in ((ANON, ROWS + OF_ANONYMOUS), (FILE, ROWS + OF_FILES), (SHMEM, ROWS + OF_FILES))
         for name, script in rows
     ],
 )

@@ -9,7 +9,17 @@ import pytest
 
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD
 from emulator.hw.pgtable import PageTable
-from emulator.uapi import EINVAL, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE
+from emulator.uapi import (
+    EINVAL,
+    MAP_FIXED,
+    MAP_SHARED,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_EXEC,
+    PROT_NONE,
+)
+from emulator.workload import MEMFD
 from tests.emulator.kernel_world import RW, World
 
 pytestmark = pytest.mark.live
@@ -214,6 +224,21 @@ def test_dontunmap_simple(pages: int) -> None:
     for page in range(pages):
         assert world.do("read", page) == 0
         assert world.last.data == ()
+    world.check()
+
+
+def test_dontunmap_simple_shmem() -> None:
+    """The source of shared memory stays mapped and shows the same pages as the destination."""
+    world = World("small8")
+    world.mmap(0, 5, RW, MAP_SHARED | MAP_FIXED, MEMFD + 1)
+    tokens = [world.write(page) for page in range(5)]
+    target = world.do("mremap", 0, 5, 5, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 64)
+    assert target == 64
+    for page, token in enumerate(tokens):
+        for place in (target + page, page):
+            assert world.do("read", place) == 0
+            assert world.last.data == ((0, token),)
+    assert world.do("munmap", target, 5) == 0
     world.check()
 
 
