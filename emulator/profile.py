@@ -134,6 +134,9 @@ class Profile(NamedTuple):
     # lightweight guard page mechanism"), MADV_COLLAPSE with 6.1 (Z. O'Keefe, "mm: userspace hugepage collapse"),
     # MADV_DONTNEED_LOCKED with 5.18 (J. Weiner, "mm: madvise: MADV_DONTNEED_LOCKED").
     advice_unknown: tuple[int, ...] = ()
+    # process_madvise of the process itself takes any advice: since 6.13 (L. Stoakes, "tools/mm: selftests for guard
+    # pages", which uses it). Before, hints only, as for other processes.
+    process_madvise_self: bool = True
     # MADV_POPULATE_* ends at the first hole: between 6.1 and 6.12. Before, it went on behind it, one VMA after another.
     populate_ends_at_hole: bool = True
     # VMAs to which MADV_DOFORK is refused: VM_IO; since 6.19 or 7.0 all VM_SPECIAL.
@@ -199,6 +202,7 @@ PROFILES: Final[dict[str, Profile]] = {
             split_checks_rmap=False,
             pt_reclaim=False,
             anon_shmem_name=False,
+            process_madvise_self=False,
             advice_unknown=(MADV_COLLAPSE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
             populate_ends_at_hole=False,
             ksm_per_process=False,

@@ -37,6 +37,8 @@ class Domain(Enum):
     MAP_FLAGS = "map_flags"  # MAP_* bits
     MREMAP_FLAGS = "mremap_flags"  # MREMAP_* bits
     ADVICE = "advice"  # MADV_* number
+    TARGET = "target"  # label of a process, 0 … PROCS_MAX - 1, that need not live
+    PROCESS_ADVICE = "process_advice"  # MADV_* number
     FILE = "file"  # 0 = anonymous, n = file n-1
     FILE_OFFSET = "file_offset"  # pages
     OFFSET = "offset"  # sub-page write offset, 0 … 3
@@ -73,6 +75,9 @@ ADVICE_ALLOWED: Final = (
     0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 102, 103
 )  # fmt: skip
 
+
+# Of it, that process_madvise is used for: hints, and what is worth several ranges.
+PROCESS_ADVICE_ALLOWED: Final = (3, 4, 20, 21, 25, 102, 103)
 
 VMA_NAMES: Final = ("stack", "heap")
 POLICIES: Final = ("default", "bind", "interleave", "preferred")  # of memory, all about node 0
@@ -194,6 +199,18 @@ OPS: Final[dict[str, OpSpec]] = {
         29,
         (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("off", Domain.FILE_OFFSET)),
         "let a shared mapping of a file show other pages of it",
+    ),
+    "process_madvise": OpSpec(
+        30,
+        (
+            ("target", Domain.TARGET),
+            ("addr", Domain.PAGE),
+            ("len", Domain.LENGTH),
+            ("addr2", Domain.PAGE),
+            ("len2", Domain.LENGTH),
+            ("advice", Domain.PROCESS_ADVICE),
+        ),
+        "advise two ranges of a process; the result is the pages advised, or the errno of the first range",
     ),
     "brk": OpSpec(
         23, (("addr", Domain.PAGE),), "move the end of the heap, which begins at page ``heap_page`` of the world"

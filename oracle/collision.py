@@ -29,6 +29,7 @@ from oracle.specification.failure import AFTER_FAILURE, alternatives, left_in_pa
 from oracle.specification.lock import decisions
 from oracle.specification.madvise import emptied_for_guards, installs_guards
 from oracle.specification.page import FAILURES, follows_file
+from oracle.specification.process_madvise import ranges
 from oracle.specification.uffd_fill import read_before
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from oracle.specification.state import Specification
 
 
-_TAKE_TURNS = PAGE_BY_PAGE | {"uffd_wp"}  # beside these, operations are taken apart if nothing else explains it
+# Beside these, operations are taken apart if nothing else explains it.
+_TAKE_TURNS = PAGE_BY_PAGE | {"uffd_wp", "process_madvise"}
 # Where each page is an operation there are more orders than can be tried: those with few turns come first.
 _TURNS_MAX = 8
 _TRIES_MAX = 10_000  # parts of operations done in trying
@@ -100,6 +102,10 @@ def _pages(op: Op, outcome: Outcome) -> list[Part]:
         write = op.kind in ("write", "fill") or (op.kind in ("gup_fast", "gup_slow") and op.args[1] & FOLL_WRITE)
         populate = (op.args[0], 1, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ)
         return [(Op("madvise", op.proc, populate), Outcome(0)), (op, outcome)]  # the fault, and the access after it
+    if op.kind == "process_madvise" and outcome.ret > 0:
+        calls = ranges(op)
+        if sum(call.args[1] for call in calls) == outcome.ret:
+            return [(call, Outcome(0, None, outcome.injected)) for call in calls]
     if op.kind not in PAGE_BY_PAGE or outcome.ret < 1:
         return [(op, outcome)]
     moving = [domain is Domain.PAGE for _, domain in OPS[op.kind].args]

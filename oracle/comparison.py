@@ -17,6 +17,7 @@ from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP
 from oracle.observation import ACCESSES, ON_A_PAGE, Observer
 from oracle.specification.page import SHOWN
+from oracle.specification.process_madvise import ranges
 from oracle.visible import UNKNOWN, Difference, Visible
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class VisibleOracle:
             elif kind in _ON_RANGES:
                 for start, length in spans_of(op, outcome.ret):
                     pages.update(dict.fromkeys(range(start, start + length), UNKNOWN))
+            elif kind == "process_madvise":
+                for call in ranges(op):
+                    there = table.setdefault(call.proc, {})
+                    there.update(dict.fromkeys(range(call.args[0], call.args[0] + call.args[1]), UNKNOWN))
             elif kind in _ON_ALL:
                 self._add_mapped(op.proc, pages)
         for op in ops:

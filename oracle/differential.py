@@ -91,7 +91,7 @@ def added_flags(design: Design | type[Design], reference: Design | type[Design])
 
 def best_effort(op: Op) -> bool:
     """May the op succeed on one design and fail on the other, and change nothing that is seen? (MADV_COLLAPSE)"""
-    return op.kind == "madvise" and op.args[2] == MADV_COLLAPSE
+    return op.kind in ("madvise", "process_madvise") and op.args[-1] == MADV_COLLAPSE
 
 
 def _locked(mm: MmStruct) -> list[int]:

@@ -29,6 +29,7 @@ from emulator.mm import (
     mremap,
     mseal,
     munmap,
+    process_madvise,
     remap_file_pages,
     swap_state,
     vmscan,
@@ -129,6 +130,16 @@ def do_mprotect(mm: MmStruct, args: tuple[int, ...]) -> int:
 
 def do_madvise(mm: MmStruct, args: tuple[int, ...]) -> int:
     return madvise.do_madvise(mm, address(mm, args[0]), args[1] << PAGE_SHIFT, args[2])
+
+
+def do_process_madvise(mm: MmStruct, args: tuple[int, ...]) -> int:
+    target, *places, advice = args
+    other = mm.machine.procs.get(target)
+    if other is None:
+        return -ESRCH
+    pairs = zip(places[::2], places[1::2], strict=True)
+    ranges = [(address(mm, start), length << PAGE_SHIFT) for start, length in pairs]
+    return to_pages(process_madvise.sys_process_madvise(mm, other, ranges, advice))
 
 
 def do_mlock(mm: MmStruct, args: tuple[int, ...]) -> int:
@@ -327,6 +338,7 @@ HANDLERS = {
     "reclaim": do_reclaim,
     "swap_readahead": do_swap_readahead,
     "migrate": do_migrate,
+    "process_madvise": do_process_madvise,
     "mlock": do_mlock,
     "mlock2": do_mlock2,
     "munlock": do_munlock,

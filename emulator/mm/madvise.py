@@ -101,6 +101,7 @@ VMA_FLAGS: Final = {
     MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
 }
 
+POPULATES: Final = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 KSM_ADVICE: Final = (MADV_MERGEABLE, MADV_UNMERGEABLE)  # kept in flags too
 
 # Advice that may throw data away: refused on sealed anonymous memory that cannot be written.
@@ -370,6 +371,40 @@ def takes_write_lock(advice: int) -> bool:
     return advice in VMA_FLAGS or advice in KSM_ADVICE
 
 
+def madvise_lock(mm: MmStruct, advice: int) -> None:
+    """Take mmap_lock as the advice wants it; populating takes it by itself."""
+    if advice in POPULATES:
+        return
+    if takes_write_lock(advice):
+        mm.mmap_lock.down_write()
+    else:
+        mm.mmap_lock.down_read()
+    mm.machine.sched.point("madvise.locked")
+
+
+def madvise_unlock(mm: MmStruct, advice: int) -> None:
+    if advice in POPULATES:
+        return
+    if takes_write_lock(advice):
+        mm.mmap_lock.up_write()
+    else:
+        mm.mmap_lock.up_read()
+
+
+def madvise_do_behavior(mm: MmStruct, start: int, length: int, advice: int) -> int:
+    """madvise of one range under ``madvise_lock``; as ``do_madvise``, or -ERESTARTNOINTR."""
+    size = page_align(length)
+    if not known_advice(mm, advice) or start & ~PAGE_MASK or start + size >= ADDRESS_SPACE:
+        return -EINVAL
+    if not size:
+        return 0
+    if advice in POPULATES:
+        return madvise_populate(mm, start, start + size, advice == MADV_POPULATE_WRITE)
+    return madvise_walk_vmas(
+        mm, start, start + size, lambda prev, area, low, high: madvise_vma_behavior(prev, area, low, high, advice)
+    )
+
+
 def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
     """madvise(2) on [start, start+length), bytes; the length is rounded up to pages. 0 or -errno.
 
@@ -382,22 +417,9 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
         return -EINVAL
     if not size:
         return 0
-    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
-        return madvise_populate(mm, start, start + size, advice == MADV_POPULATE_WRITE)
-    lock = mm.mmap_lock
-    for_write = takes_write_lock(advice)
     while True:
-        if for_write:
-            lock.down_write()
-        else:
-            lock.down_read()
-        mm.machine.sched.point("madvise.locked")
-        result = madvise_walk_vmas(
-            mm, start, start + size, lambda prev, area, low, high: madvise_vma_behavior(prev, area, low, high, advice)
-        )
-        if for_write:
-            lock.up_write()
-        else:
-            lock.up_read()
+        madvise_lock(mm, advice)
+        result = madvise_do_behavior(mm, start, length, advice)
+        madvise_unlock(mm, advice)
         if result != -ERESTARTNOINTR:
             return result

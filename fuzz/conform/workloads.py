@@ -15,7 +15,7 @@ from emulator.workload import THP_ORDERS, Op, Step, Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
-from oracle.live.calls import CALLS, expressible, maps_memory
+from oracle.live.calls import CALLS, REGISTERING, expressible, maps_memory
 from oracle.live.thp_sizes import refused
 from oracle.live.view import Depth
 
@@ -71,7 +71,7 @@ def round_of(
         else:
             made = tuple(step for step in made if step.ops[0].kind != "thp_sizes")
         fit = [step for step in made if not expressible(Workload(GEOMETRY, (*first, step)), depth, swap=swap)]
-        if any(step.ops[0].kind == "uffd_register" for step in fit):  # not both, see ``expressible``
+        if any(step.ops[0].kind in REGISTERING for step in fit):  # not both, see ``expressible``
             fit = [step for step in fit if not maps_memory(step.ops[0])]
         workload = repair(Workload(GEOMETRY, (*first, *fit)))
         done += count_ops(workload)

@@ -60,6 +60,8 @@ def inexpressible(op: Op) -> str:
         return "thp_sizes, a setting of the whole system"
     if op.kind in _KERNEL_ONLY:
         return f"{op.kind}, which only the kernel does"
+    if op.kind == "process_madvise" and op.args[0] != op.proc:
+        return "advice for another process"
     if op.kind not in EMITTERS:
         return f"{op.kind}, for which there is no C yet"
     if op.kind == "mremap" and op.args[3] & ~_MREMAP_KNOWN:
@@ -117,6 +119,11 @@ def _mprotect(op: Op, outcome: Outcome, number: int) -> str:
 def _madvise(op: Op, outcome: Outcome, number: int) -> str:
     addr, length, advice = op.args
     return f"expect(madvise({_at(addr)}, {_bytes(length)}, {_ADVICE[advice]}), {_result(outcome)});"
+
+
+def _process_madvise(op: Op, outcome: Outcome, number: int) -> str:
+    *ranges, advice = op.args[1:]
+    return f"expect(advise_ranges({', '.join(map(str, ranges))}, {_ADVICE[advice]}), {_result(outcome)});"
 
 
 def _mlock(op: Op, outcome: Outcome, number: int) -> str:
@@ -226,6 +233,7 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "mremap": _mremap,
     "mprotect": _mprotect,
     "madvise": _madvise,
+    "process_madvise": _process_madvise,
     "mlock": _mlock,
     "munlock": _mlock,
     "mlock2": _mlock2,

@@ -36,7 +36,7 @@ from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_a
 from fuzz.target import Target
 from fuzz.workload.domains import all_ops
 from fuzz.workload.text import show_op, to_text
-from oracle.live.calls import SYS_MSEAL, SYS_PKEY_MPROTECT, maps_memory
+from oracle.live.calls import REGISTERING, SYS_MSEAL, SYS_PKEY_MPROTECT, maps_memory
 from oracle.live.machine_code import SUB_PAGE
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def check(workload: Workload) -> None:
     shared = any(maps_memory(op) for op in all_ops(workload))
     for number, step in enumerate(workload.steps):
         reason = "a collision" if len(step.ops) > 1 else c_calls.inexpressible(step.ops[0])
-        if shared and step.ops[0].kind == "uffd_register":
+        if shared and step.ops[0].kind in REGISTERING:
             reason = "userfaultfd beside shared memory, which the machine does not register"
         if reason:
             wrong.append(f"step {number}: {reason}")
@@ -140,7 +140,7 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses = {name: name in called for name in functions}
     ops = [step.op for step in expected.steps]
     areas = [area for step in expected.steps for areas in step.layouts.values() for area in areas]
-    advice = [op.args[2] for op in ops if op.kind == "madvise"]
+    advice = [op.args[-1] for op in ops if op.kind in ("madvise", "process_madvise")]
     uses["result"] = bool(called & {"expect", "expect_page", "expect_words"})
     uses["store"] = bool(called & {"store", "fill"})
     uses["access"] = bool(called & {"load", "store", "fill", "fetch"})
@@ -156,14 +156,14 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["exec"] = any(c_calls.prots(op) & PROT_EXEC for op in ops)
     uses["exec_only"] = any(area.prot == PROT_EXEC for area in areas)
     uses["brk"] = "set_break" in called
+    uses["advise_ranges"] = "advise_ranges" in called
     uses["bind_memory"] = "bind_memory" in called
     uses["names"] = any(op.kind == "set_vma_name" for op in ops)
     uses["pkeys"] = any(op.kind == "pkey_mprotect" and op.args[3] for op in ops)
     uses["locks"] = any(_locks(op) for op in ops)
     uses["prctl"] = "prctl" in called or uses["brk"]
-    uses["syscall"] = "syscall" in called or any(
-        uses[name] for name in ("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "pkeys")
-    )
+    functions = ("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "advise_ranges", "pkeys")
+    uses["syscall"] = "syscall" in called or any(uses[name] for name in functions)
     uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE} & set(advice))
     uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice)) or any(
         op.kind == "memory_merge" for op in ops

@@ -22,6 +22,7 @@ from emulator.workload import (
     PATTERNS_MAX,
     PINS_MAX,
     POLICIES,
+    PROCESS_ADVICE_ALLOWED,
     PROCS_MAX,
     SCAN_MAX,
     THP_ORDERS,
@@ -70,6 +71,8 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.MAP_FLAGS: submasks(MAP_FLAGS_ALLOWED),
     Domain.MREMAP_FLAGS: range(MREMAP_FLAGS_MASK + 1),
     Domain.ADVICE: frozenset(ADVICE_ALLOWED),
+    Domain.TARGET: range(PROCS_MAX),
+    Domain.PROCESS_ADVICE: frozenset(PROCESS_ADVICE_ALLOWED),
     Domain.FILE: range(FILES_MAX + 1),
     Domain.FILE_OFFSET: range(FILE_PAGES + 1),  # FILE_PAGES itself: wholly behind the end of the file
     Domain.OFFSET: range(OFFSETS_MAX),

@@ -70,6 +70,7 @@ from emulator.workload import (
     OFFSETS_MAX,
     OPS,
     POLICIES,
+    PROCESS_ADVICE_ALLOWED,
     SCAN_MAX,
     STEPS_MAX,
     THP_ORDERS,
@@ -105,6 +106,7 @@ WEIGHTS: Final[dict[str, int]] = {
     "reclaim": 5,
     "swap_readahead": 2,
     "migrate": 4,
+    "process_madvise": 2,
     "mlock": 2,
     "munlock": 1,
     "mlock2": 1,
@@ -148,6 +150,7 @@ COMPANIONS: Final[dict[str, int]] = {
     "reclaim": 6,
     "swap_readahead": 2,
     "migrate": 5,
+    "process_madvise": 2,
     "mlock": 2,
     "munlock": 1,
     "mlock2": 1,
@@ -177,7 +180,7 @@ COMPANIONS: Final[dict[str, int]] = {
 _SELDOM: Final = frozenset(
     (
         "mlock", "munlock", "mlock2", "mlockall", "munlockall", "brk", "mseal", "set_vma_name", "memory_merge", "mbind",
-        "pkey_mprotect", "remap_file_pages",
+        "pkey_mprotect", "remap_file_pages", "process_madvise",
     )
 )  # fmt: skip
 # Advice that only makes the layout or the pages richer, and how often it is what madvise is called with.
@@ -408,6 +411,10 @@ class Generator:
         if kind == "exit":
             return () if len(sketch.labels.living) > 1 or self.rng.random() < 0.05 else None
         rng = self.rng
+        if kind == "process_madvise":
+            target = proc if rng.random() < 0.6 else rng.choice(sketch.labels.living)
+            places = (*self.places.region(sketch, target, near), *self.places.region(sketch, target, None))
+            return target, *places, rng.choice(PROCESS_ADVICE_ALLOWED)
         args: list[int] = []
         pages: tuple[int, int] | None = None
         for _, domain in OPS[kind].args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Final, NamedTuple
@@ -54,12 +55,14 @@ SYS_REMAP_FILE_PAGES: Final = 216
 SYS_MBIND: Final = 237
 SYS_MLOCK2: Final = 325
 SYS_PKEY_MPROTECT: Final = 329
+SYS_PROCESS_MADVISE: Final = 440
 SYS_MSEAL: Final = 462
 
 GEOMETRY: Final = "x86-64"
 ARENA_START: Final = GEOMETRIES[GEOMETRY].arena_start
 ARENA_PAGES: Final = GEOMETRIES[GEOMETRY].arena_pages
 
+_CAP_SYS_NICE: Final = 23
 _MPOL_MODES: Final = {"default": 0, "preferred": 1, "bind": 2, "interleave": 3}
 
 Args = tuple[int, ...]
@@ -117,6 +120,20 @@ def _mprotect(context: Context, args: Args, token: int) -> tuple[int, Data]:
 def _madvise(context: Context, args: Args, token: int) -> tuple[int, Data]:
     page, length, advice = args
     return context.processor.call(SYS_MADVISE, address(page), length << PAGE_SHIFT, advice), None
+
+
+def _process_madvise(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    """The target is a pid here: the server, which knows them all, has looked it up."""
+    pid, *places, advice = args
+    pairs = zip(places[::2], places[1::2], strict=True)
+    words = [word for page, length in pairs for word in (address(page), length << PAGE_SHIFT)]
+    vector = (ctypes.c_uint64 * len(words))(*words)
+    pidfd = os.pidfd_open(pid)
+    result = context.processor.call(
+        SYS_PROCESS_MADVISE, pidfd, ctypes.addressof(vector), len(words) // 2, advice, 0
+    )
+    os.close(pidfd)
+    return (result if result < 0 else result >> PAGE_SHIFT), None
 
 
 def _mlock(context: Context, args: Args, token: int) -> tuple[int, Data]:
@@ -264,6 +281,7 @@ CALLS: Final[dict[str, Run]] = {
     "mremap": _mremap,
     "mprotect": _mprotect,
     "madvise": _madvise,
+    "process_madvise": _process_madvise,
     "mlock": _mlock,
     "mlock2": _mlock2,
     "munlock": _munlock,
@@ -291,6 +309,8 @@ CALLS: Final[dict[str, Run]] = {
     "uffd_move": _uffd_move,
     "uffd_poison": _uffd_poison,
 }
+# What the machine refuses on files of memory, and the kernel does not.
+REGISTERING: Final = frozenset(("uffd_register", "uffd_unregister"))
 PROCESS_OPS: Final = ("fork", "exit")  # the server takes part in these
 
 
@@ -317,6 +337,14 @@ def has_vma_names() -> bool:
 
 
 @cache
+def has_nice() -> bool:
+    """Has this process CAP_SYS_NICE, and so those that it makes?"""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_NICE & 1)
+
+
+@cache
 def has_protection_keys() -> bool:
     """Does the processor have protection keys that the kernel uses?"""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
@@ -340,7 +368,7 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
         if len(step.ops) != 1:
             return f"step {number} is a collision"
         op = step.ops[0]
-        if shared and op.kind == "uffd_register":
+        if shared and op.kind in REGISTERING:
             return f"step {number}: the machine registers no files of memory with userfaultfd, as the kernel does"
         if op.kind not in CALLS and op.kind not in PROCESS_OPS:
             return f"step {number}: no system call does what {op.kind} does"
@@ -352,7 +380,10 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: the processor has protection keys, the machine's has none"
         if op.kind == "mlockall" and op.args[0] & MCL_CURRENT:
             return f"step {number}: mlockall would lock what is outside of the arena too"
-        if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and not swap:
+        if op.kind == "process_madvise" and op.args[0] != op.proc and not has_nice():
+            return f"step {number}: other processes may be advised with CAP_SYS_NICE only"
+        pages_out = op.kind in ("madvise", "process_madvise") and op.args[-1] == MADV_PAGEOUT
+        if pages_out and depth >= Depth.PAGES and not swap:
             return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
         if op.kind == "thp_sizes" and depth < Depth.PAGES:
             return f"step {number}: sizes of folios show in pages only"

@@ -120,6 +120,14 @@ class Run:
         if process is None or (kind == "fork" and args[0] in self.processes):
             self._show(-ESRCH if process is None else -EBUSY, None, {})
             return
+        changed = [label]
+        if kind == "process_madvise":
+            target = self.processes.get(args[0])
+            if target is None:
+                self._show(-ESRCH, None, {})
+                return
+            changed = sorted({label, args[0]})
+            args = (target.pid, *args[1:])
         process.send(kind, args, token)
         if kind == "exit":
             self._end(process)
@@ -129,7 +137,6 @@ class Run:
         if isinstance(answer, str):
             raise RuntimeError(answer)
         result, data = answer
-        changed = [label]
         if kind == "fork" and result > 0:
             self._add(args[0], result)
             changed.append(args[0])

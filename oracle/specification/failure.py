@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from emulator.mm_types import VM_MERGEABLE, VM_SEALED, VM_UFFD_FLAGS
 from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED, SIGSEGV
 from oracle.observation import ACCESSES
+from oracle.specification import process_madvise
 from oracle.specification.attributes import can_be_named, can_merge
 from oracle.specification.lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification.madvise import EFFECTS
@@ -259,6 +260,10 @@ def impossible(spec: Specification, op: Op, ret: int) -> Refusal | None:
 def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Shows) -> Refusal | None:
     """Do ``op``, which may have been left in part, as the machine shows that it was done. None: allowed."""
     ret = outcome.ret
+    if op.kind == "process_madvise":
+        return process_madvise.process_madvise(
+            spec, op, ret, lambda to, call, got: settle(to, call, got._replace(injected=True), token, shows)
+        )
     if absorbed(spec, op, ret):
         return spec.apply(op, outcome, token)
     refusal = impossible(spec, op, ret)
@@ -285,6 +290,9 @@ def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> I
     does not show any more what this one left.
     """
     ret = outcome.ret
+    if op.kind == "process_madvise" and op.proc in spec.procs:
+        yield from process_madvise.alternatives(spec, op, ret, lambda to, call, got: alternatives(to, call, got, token))
+        return
     if absorbed(spec, op, ret):
         after = spec.copy()
         if after.apply(op, outcome, token) is None:

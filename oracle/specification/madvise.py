@@ -72,6 +72,7 @@ from oracle.specification.page import (
     with_flags,
     wrong_result,
 )
+from oracle.specification.process_madvise import ranges
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -219,21 +220,22 @@ def _kept_by_seal(page: Page, advice: int) -> bool:
 
 
 def installs_guards(op: Op) -> bool:
-    return op.kind == "madvise" and op.args[2] == MADV_GUARD_INSTALL
+    return op.kind in ("madvise", "process_madvise") and op.args[-1] == MADV_GUARD_INSTALL
 
 
 def emptied_for_guards(spec: Specification, op: Op) -> Specification:
     """What there is while a guard region is being installed: pages that were in the way are gone, no guard is there."""
     between = spec.copy()
     pages = between.procs.get(op.proc, {})
-    for number in range(op.args[0], op.args[0] + op.args[1]):
-        page = pages.get(number)
-        if page is not None:
-            if page.flags & VM_LOCKED or _kept_by_seal(page, MADV_GUARD_INSTALL):
-                break
-            pages[number] = erased(page)
-            if op.proc in between.userfaults:
-                between.userfaults[op.proc].set((number,), 0)
+    for call in ranges(op) if op.kind == "process_madvise" else [op]:
+        for number in range(call.args[0], call.args[0] + call.args[1]):
+            page = pages.get(number)
+            if page is not None:
+                if page.flags & VM_LOCKED or _kept_by_seal(page, MADV_GUARD_INSTALL):
+                    return between
+                pages[number] = erased(page)
+                if op.proc in between.userfaults:
+                    between.userfaults[op.proc].set((number,), 0)
     return between
 
 

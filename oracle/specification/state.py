@@ -34,6 +34,7 @@ from oracle.specification import (
     mappings,
     mremap,
     pins,
+    process_madvise,
     processes,
     stack,
     uffd_calls,
@@ -183,6 +184,8 @@ class Specification:
         pages = self.procs.get(op.proc)
         if pages is None:
             return None if outcome.ret == -ESRCH else wrong_result(op, outcome.ret, "-ESRCH")
+        if op.kind == "process_madvise":
+            return process_madvise.process_madvise(self, op, outcome.ret, lambda spec, *call: spec.apply(*call, token))
         if self.userfaults:
             return uffd_calls.apply(self, pages, op, outcome, token)
         return self.ordinary(pages, op, outcome, token)

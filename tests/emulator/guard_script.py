@@ -3,6 +3,7 @@
 One statement a line or between semicolons; pages are those of the region that it begins with::
 
     map 10             map 10 pages at page 0            guard 0:4, unguard 0:4    install, remove
+    both guard 0:4 8:2 the same of two ranges at once (process_madvise)
     touch 3            reading and writing work          trap 3                    both fault
     keep 3             the page holds what was written   empty 3                   it holds zeros (of a file: its own)
     zeros 3            the page holds zeros, whosever it is
@@ -82,6 +83,10 @@ class GuardScript:
             case "guard" | "unguard":
                 advice = MADV_GUARD_INSTALL if name == "guard" else MADV_GUARD_REMOVE
                 assert self.do("madvise", first, pages, advice) == result
+            case "both":
+                advice = MADV_GUARD_INSTALL if words[0] == "guard" else MADV_GUARD_REMOVE
+                ranges = (*self.range(words[1]), *self.range(words[2]))
+                assert self.do("process_madvise", self.proc, *ranges, advice) == ranges[1] + ranges[3]
             case "advise":
                 assert self.do("madvise", first, pages, getattr(uapi, f"MADV_{words[1].upper()}")) == result
             case "protect":

@@ -87,6 +87,13 @@ ROWS: Final = [
            trap 8""",
     ),
 ]  # fmt: skip
+ROWS.append(
+    (
+        "process_madvise",  # the kernel's has three ranges in as many mappings
+        """map 20; munmap 8:2; munmap 14:2; W 0:8; both guard 0:2 10:2; trap 0:2; keep 2:6; trap 10:2; touch 12:2
+           both unguard 0:2 10:2; touch 0:8; touch 10:4; both guard 4:2 16:4; trap 4:2; trap 16:4""",
+    )
+)
 OF_ANONYMOUS: Final = [
     ("fork_wipeonfork", "map 10; guard 0:5; advise 0:10 wipeonfork; fork; child; touch 0:10; parent; trap 0:5"),
     ("lazyfree", "map 10; W 0:10; guard 0:10; advise 0:10 free; trap 0:10"),

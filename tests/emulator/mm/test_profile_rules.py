@@ -237,6 +237,13 @@ def advise_what_is_new(profile: Profile) -> object:
     return [world.do("madvise", 0, 8, advice) for advice in new]
 
 
+def advise_itself(profile: Profile) -> object:
+    """process_madvise of two ranges of the process itself: a hint, and what is more."""
+    world = World(profile=profile)
+    world.mmap(0, 4)
+    return [world.do("process_madvise", 0, 0, 2, 2, 2, advice) for advice in (MADV_PAGEOUT, MADV_DONTNEED)]
+
+
 def let_special_mappings_fork(profile: Profile) -> object:
     """MADV_DOFORK on a special mapping (VM_DONTEXPAND), and on one that is VM_IO as well."""
     world = World(profile=profile)
@@ -497,6 +504,7 @@ RULES: Final = {
         advise_what_is_new,
         {(): [0, 0, 0, 0], PROFILES["5.17"].advice_unknown: [-EINVAL] * 4},
     ),
+    "process_madvise_self": Rule(advise_itself, {True: [4, 4], False: [4, -EINVAL]}),
     "dofork_refused": Rule(let_special_mappings_fork, {VM_IO: [0, -EINVAL], VM_SPECIAL: [-EINVAL, -EINVAL]}),
     "anon_shmem_name": Rule(name_shared_memory, {True: (0, [(0, 2), (2, 2)]), False: (-EBADF, [(0, 4)])}),
     "ksm_per_process": Rule(merge_for_the_process, {True: (0, True), False: (-EINVAL, False)}),

@@ -16,7 +16,7 @@ from fuzz.export import c_program
 from fuzz.export.c_calls import inexpressible
 from fuzz.workload import text
 from fuzz.workload.domains import all_ops
-from oracle.live.calls import maps_memory
+from oracle.live.calls import REGISTERING, maps_memory
 
 PROFILE: Final = "6.18"
 COMPILERS: Final = [name for name in ("gcc", "clang") if shutil.which(name)]
@@ -74,7 +74,7 @@ def exportable(workload: Workload) -> Workload:
     for step in workload.steps:
         for op in step.ops:
             plain = _without_kernel(op)
-            if not inexpressible(plain) and not (shared and op.kind == "uffd_register"):
+            if not inexpressible(plain) and not (shared and op.kind in REGISTERING):
                 steps.append(Step((plain,)))
     return Workload(workload.geometry, tuple(steps))
 

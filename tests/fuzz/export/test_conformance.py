@@ -80,6 +80,10 @@ def test_shared_memory(tmp_path: Path) -> None:
         madvise addr=40 len=3 advice=remove
         read addr=51
         read addr=52
+        process_madvise target=0 addr=40 len=2 addr2=42 len2=2 advice=guard_install
+        read addr=43
+        process_madvise target=0 addr=40 len=4 addr2=100 len2=1 advice=guard_remove
+        process_madvise target=0 addr=100 len=4 addr2=40 len2=1 advice=guard_remove
         madvise addr=14 len=1 advice=remove
         read addr=14
         read addr=15
