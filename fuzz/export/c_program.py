@@ -162,8 +162,8 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["pkeys"] = any(op.kind == "pkey_mprotect" and op.args[3] for op in ops)
     uses["locks"] = any(_locks(op) for op in ops)
     uses["prctl"] = "prctl" in called or uses["brk"]
-    functions = ("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "advise_ranges", "pkeys")
-    uses["syscall"] = "syscall" in called or any(uses[name] for name in functions)
+    by_number = ("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "advise_ranges", "pkeys")
+    uses["syscall"] = "syscall" in called or any(uses[name] for name in by_number)
     uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE} & set(advice))
     uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice)) or any(
         op.kind == "memory_merge" for op in ops
