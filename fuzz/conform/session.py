@@ -11,7 +11,7 @@ from emulator.geometry import PAGE_SHIFT
 from emulator.image import KernelImage, Transform
 from emulator.machine import Machine
 from emulator.profile import PROFILES
-from emulator.workload import Op, Step, Workload, token
+from emulator.workload import MEMFD, Op, Step, Workload, token
 from fuzz.conform.blame import Blame
 from oracle.finding import Finding, finding
 from oracle.live import machine_view
@@ -92,7 +92,8 @@ class Session:
             machine.run_step(step)
         for label in sorted(machine.procs):
             machine.run_step(Step((Op("exit", label, ()),)))
-        return machine.committed << PAGE_SHIFT >> 10
+        kept = machine.shared_memory[MEMFD]  # the next workload empties it first
+        return machine.committed - len(kept.pages) - len(kept.swapped) << PAGE_SHIFT >> 10
 
     def _differ(self, found: Finding, seen: list[StepView], run: LiveRun, wrong: str) -> Comparison:
         return Comparison(found.step, found, tuple(seen), run.steps[: found.step + 1], wrong)

@@ -139,3 +139,5 @@ def test_what_the_machine_leaves_behind() -> None:
     with Session(DEFAULT_PROFILE, Depth.MAPS) as session:
         assert session.leaves_behind(leak) == 12
         assert session.leaves_behind(MOVE_BESIDE) == 0
+        memfd = "world x86-64\nmmap addr=0 len=2 prot=rw flags=shared|fixed file=memfd\nwrite addr=0 at=0\n"
+        assert session.leaves_behind(from_text(memfd)) == 0  # its page stays, until the next workload
