@@ -25,6 +25,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "mremap": (("relocate",), ("munmap", "zap", "merge", "anon_vma", "thp", "rmap")),
     "mprotect": ((), ("merge", "anon_vma", "thp", "rmap")),
     "madvise": (("zap", "reclaim"), ("unmap", "merge", "anon_vma", "thp", "rmap", "ksm")),
+    "process_madvise": (("zap", "reclaim"), ("unmap", "merge", "anon_vma", "thp", "rmap", "ksm")),
     "collapse": ((), ("fault", "swapin")),  # madvise, but no advice else does anything like it
     "fork": ((), ("anon_vma", "thp", "rmap")),
     "exit": ((), ("zap", "thp", "anon_vma", "rmap")),
