@@ -336,6 +336,7 @@ class MmStruct:
         "mmap_lock",
         "pgd",
         "pgtables_bytes",
+        "rlim",
         "stack_vm",
         "start_brk",
         "tlb_flush_pending",
@@ -356,6 +357,7 @@ class MmStruct:
         self.total_vm = 0  # pages, likewise the rest
         self.data_vm = 0
         self.exec_vm = 0
+        self.rlim: dict[int, int] = {}  # limits that were set (RLIMIT_*), in pages; never changed in place
         self.stack_vm = 0
         self.locked_vm = 0
         self.mm_users = 1  # threads and others that use it
@@ -372,6 +374,9 @@ class MmStruct:
 
 
 PageContent = dict[int, int]  # sub-page offset to token; {} is a page of zeros
+
+
+NO_MM: Final = (-1, 0)  # of ``Folio.mm_ids``: free
 
 
 class Folio:
@@ -391,12 +396,13 @@ class Folio:
         "freed",
         "index",
         "ksm",
+        "large_mapcount",
         "lock",
         "lru",
         "mapcounts",
-        "mapped_by",
         "mapping",
-        "mm_mapcounts",
+        "mm_ids",
+        "mm_ids_shared",
         "nr_pages",
         "order",
         "partially_mapped",
@@ -417,8 +423,11 @@ class Folio:
         self.refcount = 1
         self.mapcounts = [0] * self.nr_pages
         self.entire_mapcount = 0
-        self.mm_mapcounts: dict[int, int] = {}  # large folios: address-space number to its share of mapcount()
-        self.mapped_by: dict[int, int] = {}  # large folios: mappings by address space (asid), as folio->_mm_id
+        # large folios (CONFIG_MM_ID): mappings in all, of at most two address spaces each (its asid and their number),
+        # and whether there are perhaps others
+        self.large_mapcount = 0
+        self.mm_ids = [NO_MM, NO_MM]
+        self.mm_ids_shared = False
         self.pincount = 0  # large folios: pins; small ones count GUP_PIN_COUNTING_BIAS references each
         self.mapping: AnonVma | AddressSpace | KsmStableNode | None = None
         self.anon = False  # mapping is an anon_vma (PageAnon); stays set while in the swap cache

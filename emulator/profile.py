@@ -33,6 +33,7 @@ class Profile(NamedTuple):
     rlimit_memlock: int = 8 << 20  # bytes
     cap_ipc_lock: bool = True  # CAP_IPC_LOCK, as root has: rlimit_memlock does not bind
     commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
+    overcommit_never: bool = False  # vm.overcommit_memory=2: MAP_NORESERVE is not heeded
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
     use_zero_page: bool = True  # transparent_hugepage/use_zero_page: reads map the huge page of zeros
     swap_synchronous: bool = False  # swap on zram (SWP_SYNCHRONOUS_IO)

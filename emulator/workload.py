@@ -58,6 +58,8 @@ class Domain(Enum):
     UFFD_WP_MODE = "uffd_wp_mode"  # UFFDIO_WRITEPROTECT_MODE_WP or 0
     UFFD_MOVE_MODE = "uffd_move_mode"  # UFFDIO_MOVE_MODE_* bits
     PATTERN = "pattern"  # what ``fill`` stores, 0 … PATTERNS_MAX - 1
+    RESOURCE = "resource"  # a number of RESOURCES
+    LIMIT = "limit"  # pages, 0 … arena_pages
     THP_ORDERS = "thp_orders"  # bits of THP_ORDERS
     SCAN = "scan"  # pages for a scanner to look at, 0 … SCAN_MAX
 
@@ -80,6 +82,11 @@ ADVICE_ALLOWED: Final = (
 PROCESS_ADVICE_ALLOWED: Final = (3, 4, 20, 21, 25, 102, 103)
 
 VMA_NAMES: Final = ("stack", "heap")
+RLIMIT_AS: Final = 0
+RLIMIT_DATA: Final = 1
+RLIMIT_STACK: Final = 2
+RLIMIT_MEMLOCK: Final = 3
+RESOURCES: Final = ("as", "data", "stack", "memlock")  # by these numbers, which are our own
 POLICIES: Final = ("default", "bind", "interleave", "preferred")  # of memory, all about node 0
 
 
@@ -153,6 +160,12 @@ OPS: Final[dict[str, OpSpec]] = {
         81,
         (("addr", Domain.PAGE), ("pattern", Domain.PATTERN)),
         "store one of a few patterns all over the page, so that pages may have the same contents",
+    ),
+    "setrlimit": OpSpec(
+        59,
+        (("resource", Domain.RESOURCE), ("pages", Domain.LIMIT)),
+        "limit the process and its children to come; address space and data count from what a process has before it "
+        "maps anything, and who limits locked memory gives CAP_IPC_LOCK up",
     ),
     "thp_sizes": OpSpec(
         58,

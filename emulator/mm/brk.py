@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
-from emulator.mm import gup_populate, ksm, mmap, munmap, rmap, vma
+from emulator.mm import gup_populate, ksm, mmap, munmap, rmap, sys, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -14,6 +14,7 @@ from emulator.mm_types import (
     VmAreaStruct,
 )
 from emulator.uapi import EFAULT, ENOMEM, EPERM, MAP_FIXED
+from emulator.workload import RLIMIT_STACK
 
 
 def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int) -> int:
@@ -50,7 +51,7 @@ def sys_brk(mm: MmStruct, brk: int) -> int:
     mm.mmap_lock.down_write()
     mm.machine.sched.point("brk.locked")
     old = page_align(mm.brk)
-    if brk >= mm.start_brk and move_brk(mm, brk):
+    if brk >= mm.start_brk and sys.check_data_rlimit(mm, brk) and move_brk(mm, brk):
         mm.brk = brk
     result = mm.brk
     mm.mmap_lock.up_write()
@@ -110,7 +111,7 @@ def grow_downwards(area: VmAreaStruct, address: int) -> int:
     """The growth itself, down to ``address``, if the limits allow it. The rmap lock is held."""
     mm = area.vm_mm
     grow = (area.vm_start - address) >> PAGE_SHIFT
-    if area.vm_end - address > mm.machine.profile.rlimit_stack or grow > area.vm_pgoff:
+    if not sys.within(mm, RLIMIT_STACK, (area.vm_end - address) >> PAGE_SHIFT) or grow > area.vm_pgoff:
         return -ENOMEM
     if not mmap.mlock_future_ok(mm, bool(area.vm_flags & VM_LOCKED), grow << PAGE_SHIFT):
         return -ENOMEM

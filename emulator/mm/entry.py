@@ -32,6 +32,7 @@ from emulator.mm import (
     process_madvise,
     remap_file_pages,
     swap_state,
+    sys,
     vmscan,
 )
 from emulator.mm_types import MmStruct, Pin
@@ -317,6 +318,10 @@ def do_ksm_scan(mm: MmStruct, args: tuple[int, ...]) -> int:
     return ksm_scan.ksm_do_scan(mm.machine, args[0])
 
 
+def do_setrlimit(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return sys.do_prlimit(mm, *args)
+
+
 def do_thp_sizes(mm: MmStruct, args: tuple[int, ...]) -> int:
     return huge_memory.anon_enabled_store(mm.machine, args[0])
 
@@ -361,5 +366,6 @@ HANDLERS = {
     "uffd_move": do_uffd_move,
     "uffd_poison": do_uffd_poison,
     "ksm_scan": do_ksm_scan,
+    "setrlimit": do_setrlimit,
     "thp_sizes": do_thp_sizes,
 }

@@ -21,7 +21,7 @@ def wp_page_reuse(vmf: memory.VmFault) -> int:
 
 def wp_can_reuse_large_anon_folio(folio: Folio, vma: VmAreaStruct) -> bool:
     """Are all references to the large folio mappings of one process? (Its rmap is not moved then.)"""
-    if folio.mapcount() <= 1 or len(folio.mm_mapcounts) > 1:
+    if folio.mapcount() <= 1 or folio.mm_ids_shared:
         return False  # with one page mapped, rather let the large folio go
     if folio.swapcache:
         if not folio.lock.trylock():

@@ -6,7 +6,7 @@ Locked pages are not on an LRU list of their own here: reclaim looks at VM_LOCKE
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, vma
+from emulator.mm import gup_populate, sys, vma
 from emulator.mm_types import (
     VM_DROPPABLE,
     VM_HUGETLB,
@@ -18,11 +18,12 @@ from emulator.mm_types import (
     VmAreaStruct,
 )
 from emulator.uapi import EINVAL, ENOMEM, EPERM, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT
+from emulator.workload import RLIMIT_MEMLOCK
 
 
 def can_do_mlock(mm: MmStruct) -> bool:
     """Is any locking allowed at all: RLIMIT_MEMLOCK is not 0, or does not bind."""
-    return mm.machine.profile.memlock_pages != 0
+    return sys.rlimit(mm, RLIMIT_MEMLOCK) != 0
 
 
 def mlock_fixup(
@@ -87,7 +88,7 @@ def do_mlock(mm: MmStruct, start: int, length: int, flags: int) -> int:
         return -EPERM
     length = page_align(length + (start & ~PAGE_MASK))
     start &= PAGE_MASK
-    limit = mm.machine.profile.memlock_pages
+    limit = sys.rlimit(mm, RLIMIT_MEMLOCK)
     mm.mmap_lock.down_write()
     mm.machine.sched.point("mlock.locked")
     error = -ENOMEM
@@ -148,7 +149,7 @@ def sys_mlockall(mm: MmStruct, flags: int) -> int:
         return -EINVAL
     if not can_do_mlock(mm):
         return -EPERM
-    limit = mm.machine.profile.memlock_pages
+    limit = sys.rlimit(mm, RLIMIT_MEMLOCK)
     mm.mmap_lock.down_write()
     mm.machine.sched.point("mlock.locked")
     allowed = limit is None or not flags & MCL_CURRENT or mm.total_vm <= limit

@@ -6,7 +6,7 @@ Limits and accounting that the system calls share stand here too.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, vma
+from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, sys, vma
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -54,6 +54,7 @@ from emulator.uapi import (
     MAP_STACK,
     MAP_TYPE,
 )
+from emulator.workload import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK
 
 GENERIC_FILE_VM_OPS = VmOps("generic_file")
 MAX_LFS_FILESIZE = (1 << 63) - 1  # bytes
@@ -81,19 +82,29 @@ def vm_stat_account(mm: MmStruct, flags: int, pages: int) -> None:
         mm.exec_vm += pages
     elif flags & VM_GROWSDOWN:
         mm.stack_vm += pages
-    elif flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE:
+    elif is_data_mapping(flags):
         mm.data_vm += pages
 
 
+def is_data_mapping(flags: int) -> bool:
+    """Private memory that can be written, and is no stack."""
+    return flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
+
+
 def may_expand_vm(mm: MmStruct, flags: int, pages: int) -> bool:
-    """RLIMIT_AS and RLIMIT_DATA; unlimited here, so only the address space itself is the limit."""
-    return mm.total_vm + pages <= mm.machine.geometry.task_size >> PAGE_SHIFT
+    """Do RLIMIT_AS, RLIMIT_DATA (where it would be data) and the address space itself leave room for ``pages`` more?
+
+    Linux lets a process with RLIMIT_DATA 0 have data up to the hard limit; here 0 is what it has without the workload.
+    """
+    total = mm.total_vm + pages
+    if total > mm.machine.geometry.task_size >> PAGE_SHIFT or not sys.within(mm, RLIMIT_AS, total):
+        return False
+    return not is_data_mapping(flags) or sys.within(mm, RLIMIT_DATA, mm.data_vm + pages)
 
 
 def mlock_future_ok(mm: MmStruct, locked: bool, length: int) -> bool:
     """Does RLIMIT_MEMLOCK, if it binds, leave room for ``length`` bytes that are to be ``locked``?"""
-    limit = mm.machine.profile.memlock_pages
-    return not locked or limit is None or mm.locked_vm + (length >> PAGE_SHIFT) <= limit
+    return not locked or sys.within(mm, RLIMIT_MEMLOCK, mm.locked_vm + (length >> PAGE_SHIFT))
 
 
 def accountable_mapping(file: File | None, flags: int) -> bool:
@@ -386,7 +397,7 @@ def do_mmap(
         pgoff = addr >> PAGE_SHIFT
     else:
         return -EINVAL
-    if flags & MAP_NORESERVE:
+    if flags & MAP_NORESERVE and not mm.machine.profile.overcommit_never:
         vm_flags |= VM_NORESERVE
     return mmap_region(mm, file, addr, length, vm_flags, pgoff)
 

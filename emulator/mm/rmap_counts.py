@@ -10,23 +10,32 @@ from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import rmap
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_DROPPABLE, AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import NO_MM, VM_DROPPABLE, AnonVma, Folio, VmAreaStruct
 from emulator.uapi import EBUSY
 
 # ---- adding
 
 
 def count_mappings(folio: Folio, nr: int, vma: VmAreaStruct) -> None:
-    """folio_add_large_mapcount: ``nr`` more (or, negative, fewer) mappings of a large folio in this process.
+    """folio_add_large_mapcount, folio_sub_large_mapcount: ``nr`` more (or, negative, fewer) mappings in this process.
 
-    The kernel keeps two such counts and a mark for "perhaps more processes"; here every process has its own.
+    Two processes are known by name. When there was a third one, the folio counts as shared until a known one has all
+    the mappings, also after those two have gone.
     """
     asid = vma.vm_mm.asid
-    count = folio.mm_mapcounts.get(asid, 0) + nr
-    if count:
-        folio.mm_mapcounts[asid] = count
+    folio.large_mapcount += nr
+    ids = folio.mm_ids
+    for i, (known, count) in enumerate(ids):
+        if known == asid:
+            ids[i] = (asid, count + nr) if count + nr > 0 else NO_MM
+            break
     else:
-        del folio.mm_mapcounts[asid]
+        free = next((i for i, slot in enumerate(ids) if slot is NO_MM), None)
+        if nr > 0 and free is not None:
+            ids[free] = (asid, nr)
+            folio.mm_ids_shared = folio.mm_ids_shared or folio.large_mapcount != nr
+    if nr < 0 and any(count == folio.large_mapcount for _, count in ids):
+        folio.mm_ids_shared = False
 
 
 def folio_rmap_sanity_checks(folio: Folio, vma: VmAreaStruct) -> None:
@@ -248,4 +257,4 @@ def folio_maybe_mapped_shared(folio: Folio) -> bool:
     """Do several processes map the folio? A small folio that one process maps twice counts too (a file's)."""
     if folio.order == 0:
         return folio.mapcounts[0] > 1
-    return len(folio.mm_mapcounts) > 1
+    return folio.large_mapcount > 1 and folio.mm_ids_shared

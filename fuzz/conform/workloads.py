@@ -47,6 +47,7 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "mbind": 4,
     "pkey_mprotect": 1,
     "remap_file_pages": 3,
+    "setrlimit": 1,
 }
 _SIZES_SHARE: Final = 0.3  # of the workloads have large folios of all sizes, where pages are compared
 _ALL_SIZES: Final = Step((Op("thp_sizes", 0, (THP_ORDERS,)),))

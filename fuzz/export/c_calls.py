@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from emulator import uapi
 from emulator.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_DONTUNMAP, MREMAP_FIXED, result_name
-from emulator.workload import OFFSETS_MAX, OPS, POLICIES, VMA_NAMES, Domain, pattern_token, token
+from emulator.workload import OFFSETS_MAX, OPS, POLICIES, RESOURCES, VMA_NAMES, Domain, pattern_token, token
 from fuzz.export.expectation import FILE_TOKENS
 from oracle.observation import KERNEL_ACTIVITY
 
@@ -180,6 +180,11 @@ def _remap_file_pages(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(remap_file_pages({_at(addr)}, {_bytes(length)}, 0, {offset}, 0), {_result(outcome)});"
 
 
+def _setrlimit(op: Op, outcome: Outcome, number: int) -> str:
+    resource, pages = op.args
+    return f"expect(set_limit(RLIMIT_{RESOURCES[resource].upper()}, {pages}), {_result(outcome)});"
+
+
 def _userfaultfd(op: Op, outcome: Outcome, number: int) -> str:
     return f"expect(userfaultfd({_with_rest(op.args[0], _UFFD_FEATURES)}), {_result(outcome)});"
 
@@ -240,6 +245,7 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "mlockall": _mlockall,
     "munlockall": _munlockall,
     "brk": _brk,
+    "setrlimit": _setrlimit,
     "mseal": _mseal,
     "set_vma_name": _set_vma_name,
     "memory_merge": _memory_merge,

@@ -158,11 +158,15 @@ def _uses(expected: Expected, body: str, alone: bool) -> dict[str, bool]:
     uses["brk"] = "set_break" in called
     uses["advise_ranges"] = "advise_ranges" in called
     uses["bind_memory"] = "bind_memory" in called
+    uses["set_limit"] = "set_limit" in called
     uses["names"] = any(op.kind == "set_vma_name" for op in ops)
     uses["pkeys"] = any(op.kind == "pkey_mprotect" and op.args[3] for op in ops)
     uses["locks"] = any(_locks(op) for op in ops)
     uses["prctl"] = "prctl" in called or uses["brk"]
-    by_number = ("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "advise_ranges", "pkeys")
+    by_number = (
+        *("processes", "exec_only", "memfd", "userfaultfd", "brk", "bind_memory", "advise_ranges", "pkeys"),
+        "set_limit",
+    )
     uses["syscall"] = "syscall" in called or any(uses[name] for name in by_number)
     uses["thp"] = bool({MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE} & set(advice))
     uses["ksm"] = bool({MADV_MERGEABLE, MADV_UNMERGEABLE} & set(advice)) or any(

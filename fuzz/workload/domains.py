@@ -24,6 +24,7 @@ from emulator.workload import (
     POLICIES,
     PROCESS_ADVICE_ALLOWED,
     PROCS_MAX,
+    RESOURCES,
     SCAN_MAX,
     THP_ORDERS,
     UFFD_FEATURES_ALLOWED,
@@ -86,6 +87,7 @@ _FIXED: Final[dict[Domain, Values]] = {
     Domain.POLICY: range(len(POLICIES)),
     Domain.PKEY: range(3),
     Domain.SWITCH: range(2),
+    Domain.RESOURCE: range(len(RESOURCES)),
     Domain.UFFD_FEATURES: submasks(UFFD_FEATURES_ALLOWED),
     Domain.UFFD_REGISTER_MODE: range(8),
     Domain.UFFD_COPY_MODE: range(4),
@@ -116,7 +118,7 @@ def values_of(domain: Domain, geometry: Geometry) -> Values:
     """The values that an argument of this domain may take."""
     if domain is Domain.PAGE:
         return range(geometry.arena_pages)
-    if domain is Domain.LENGTH:
+    if domain in (Domain.LENGTH, Domain.LIMIT):
         return range(geometry.arena_pages + 1)
     return _FIXED[domain]
 

@@ -71,6 +71,7 @@ from emulator.workload import (
     OPS,
     POLICIES,
     PROCESS_ADVICE_ALLOWED,
+    RESOURCES,
     SCAN_MAX,
     STEPS_MAX,
     THP_ORDERS,
@@ -131,6 +132,7 @@ WEIGHTS: Final[dict[str, int]] = {
     "fill": 4,
     "ksm_scan": 3,
     "thp_sizes": 2,
+    "setrlimit": 1,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -175,12 +177,13 @@ COMPANIONS: Final[dict[str, int]] = {
     "fill": 2,
     "ksm_scan": 3,
     "thp_sizes": 1,
+    "setrlimit": 1,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
 _SELDOM: Final = frozenset(
     (
         "mlock", "munlock", "mlock2", "mlockall", "munlockall", "brk", "mseal", "set_vma_name", "memory_merge", "mbind",
-        "pkey_mprotect", "remap_file_pages", "process_madvise",
+        "pkey_mprotect", "remap_file_pages", "process_madvise", "setrlimit",
     )
 )  # fmt: skip
 # Advice that only makes the layout or the pages richer, and how often it is what madvise is called with.
@@ -199,7 +202,7 @@ _SELDOM_FLAGS: Final = (
 # Arguments of few values, all as good as another: how many there are.
 _ANY_OF: Final = {
     Domain.OFFSET: OFFSETS_MAX, Domain.FILE_OFFSET: FILE_PAGES + 1, Domain.VMA_NAME: len(VMA_NAMES) + 1,
-    Domain.POLICY: len(POLICIES), Domain.PKEY: 2, Domain.SWITCH: 2,
+    Domain.POLICY: len(POLICIES), Domain.PKEY: 2, Domain.SWITCH: 2, Domain.RESOURCE: len(RESOURCES),
 }  # fmt: skip
 _USERFAULTFD: Final = frozenset(kind for kind in WEIGHTS if kind.startswith(("uffd_", "userfaultfd")))
 _USERFAULTFD_SHARE: Final = 0.15  # of the workloads have any of it, and then all: no call is worth much alone
@@ -479,6 +482,8 @@ class Generator:
             return rng.choice((1, 1, 2, 0))
         if domain is Domain.SCAN:
             return 0 if rng.random() < 0.8 else rng.randint(1, SCAN_MAX)
+        if domain is Domain.LIMIT:
+            return rng.choice((rng.randint(0, 4), rng.randint(0, 40), rng.randint(0, sketch.geometry.arena_pages)))
         if domain is Domain.THP_ORDERS:
             return rng.choice((THP_ORDERS, THP_ORDERS, THP_ORDERS & rng.randrange(THP_ORDERS + 1)))
         labels = sketch.labels

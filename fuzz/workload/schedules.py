@@ -63,6 +63,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "uffd_poison": (("uffd",), ("anon_vma",)),
     "ksm_scan": (("ksm",), ("fault", "thp", "rmap")),
     "thp_sizes": ((), ()),
+    "setrlimit": ((), ()),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(

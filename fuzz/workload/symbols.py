@@ -13,6 +13,7 @@ from emulator.workload import (
     MEMFD,
     POLICIES,
     PROCESS_ADVICE_ALLOWED,
+    RESOURCES,
     VMA_NAMES,
     Domain,
 )
@@ -105,6 +106,7 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
     Domain.VMA_NAME: ((NONE, 0), *((name, n + 1) for n, name in enumerate(VMA_NAMES))),
     Domain.POLICY: tuple((name, n) for n, name in enumerate(POLICIES)),
     Domain.PKEY: ((NONE, 0), ("key0", 1), ("key1", 2)),
+    Domain.RESOURCE: tuple((name, n) for n, name in enumerate(RESOURCES)),
     Domain.SWITCH: (("off", 0), ("on", 1)),
     Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(MEMFD)), ("memfd", MEMFD + 1)),
 }

@@ -39,7 +39,7 @@ from emulator.workload import (
     Workload,
     pattern_token,
 )
-from oracle.live import thp_sizes, userfault
+from oracle.live import limits, thp_sizes, userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.userfault import NEEDS_A_READER, Userfault
 from oracle.live.view import Depth
@@ -75,6 +75,7 @@ class Context(NamedTuple):
     processor: Processor
     files: list[int]  # handles, by label
     userfault: Userfault
+    before: limits.Before = limits.NOTHING
 
 
 Run = Callable[[Context, Args, int], tuple[int, Data]]
@@ -160,18 +161,18 @@ def _munlockall(context: Context, args: Args, token: int) -> tuple[int, Data]:
 def _brk(context: Context, args: Args, token: int) -> tuple[int, Data]:
     processor = context.processor
     if not ARENA_START <= processor.call(SYS_BRK, 0) <= address(ARENA_PAGES):
-        _move_heap(processor)
+        _move_heap(processor, context.before.data)
     return to_page(processor.call(SYS_BRK, address(args[0]))), None
 
 
-def _move_heap(processor: Processor) -> None:
+def _move_heap(processor: Processor, data: int) -> None:
     """Let the heap begin in the arena. The C library keeps what it has, and never asks for more (``surroundings``).
 
     struct prctl_mm_map: where code, data, heap, stack, arguments and environment are. All but the heap only serves
-    /proc, and must be in order.
+    /proc, and must be in order; and how much data the program has, ``data`` pages, counts where the heap is limited.
     """
     low, heap = 1 << 20, address(GEOMETRIES[GEOMETRY].heap_page)
-    fields = (low, low + 1, low + 2, low + 3, heap, heap, *[low + 4] * 5)
+    fields = (low, low + 1, low + 2, low + 2 + (data << PAGE_SHIFT), heap, heap, *[low + 4] * 5)
     words = (ctypes.c_uint64 * 13)(*fields, 0, 0xFFFF_FFFF << 32)  # no auxiliary vector, no file
     result = processor.call(
         SYS_PRCTL, PR_SET_MM, PR_SET_MM_MAP, ctypes.addressof(words), ctypes.sizeof(words)
@@ -194,6 +195,12 @@ def _set_vma_name(context: Context, args: Args, token: int) -> tuple[int, Data]:
 
 def _memory_merge(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.processor.call(SYS_PRCTL, PR_SET_MEMORY_MERGE, args[0]), None
+
+
+def _setrlimit(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    which, pages = args
+    limits.set_soft(context.processor, which, pages, context.before)
+    return 0, None
 
 
 def _thp_sizes(context: Context, args: Args, token: int) -> tuple[int, Data]:
@@ -291,6 +298,7 @@ CALLS: Final[dict[str, Run]] = {
     "mseal": _mseal,
     "set_vma_name": _set_vma_name,
     "memory_merge": _memory_merge,
+    "setrlimit": _setrlimit,
     "thp_sizes": _thp_sizes,
     "mbind": _mbind,
     "pkey_mprotect": _pkey_mprotect,
@@ -385,6 +393,8 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
         pages_out = op.kind in ("madvise", "process_madvise") and op.args[-1] == MADV_PAGEOUT
         if pages_out and depth >= Depth.PAGES and not swap:
             return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
+        if op.kind == "setrlimit" and (why := limits.refused(*op.args)):
+            return f"step {number}: {why}"
         if op.kind == "thp_sizes" and depth < Depth.PAGES:
             return f"step {number}: sizes of folios show in pages only"
         if op.kind == "thp_sizes" and (why := thp_sizes.refused()):

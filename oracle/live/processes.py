@@ -103,7 +103,7 @@ def execute(context: Context, channels: Channels, server: int) -> NoReturn:
                     label = args[0]
                     context.userfault.forked()
                     _die_with(context.processor, server)
-                    continue
+                    answer = (0, None)  # the child's: it has let its copy of the userfaultfd go
             elif kind == "exit":
                 context.processor.exit(0)
             else:

@@ -30,6 +30,7 @@ from emulator.uapi import EBUSY, ESRCH
 from emulator.workload import token
 from oracle.live.calls import Context, Data
 from oracle.live.files import Files
+from oracle.live.limits import Before
 from oracle.live.pages import Frames, PageReader, frame_numbers
 from oracle.live.proc import Counts, ProcFiles
 from oracle.live.processes import Channels, Ended, Process, execute
@@ -62,6 +63,8 @@ class Server:
         self.pages = PageReader(processor) if depth >= Depth.PAGES else None
         fill(processor)
         self.empty: Counts = own.counts()
+        size, _, data, _ = self.empty
+        self.context = self.context._replace(before=Before(size >> 2, data >> 2))  # kB to pages
         if self.pages is not None:
             self.pages.check(own.pagemap)
         own.close()
@@ -139,6 +142,9 @@ class Run:
         result, data = answer
         if kind == "fork" and result > 0:
             self._add(args[0], result)
+            ready = self.processes[args[0]].receive(self.deadline - time.monotonic())
+            if isinstance(ready, str):
+                raise RuntimeError(ready)
             changed.append(args[0])
             result = 0
         self._show(result, data, {label: self._look(label) for label in changed})

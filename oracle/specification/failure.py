@@ -21,6 +21,7 @@ from emulator.uapi import EFAULT, MADV_GUARD_INSTALL, MAP_FIXED, MREMAP_DONTUNMA
 from oracle.observation import ACCESSES
 from oracle.specification import process_madvise
 from oracle.specification.attributes import can_be_named, can_merge
+from oracle.specification.limits import stopped_by_limit
 from oracle.specification.lock import current_flags, lock_flags, set_future, with_lock
 from oracle.specification.madvise import EFFECTS
 from oracle.specification.mremap import (
@@ -78,7 +79,7 @@ def left_in_part(spec: Specification, op: Op, outcome: Outcome) -> bool:
 
 def stopped_half_way(spec: Specification, op: Op, ret: int) -> bool:
     """Is this the error, for which no allocation has to fail, of a move that may have begun?"""
-    return refused_to_relocate(spec, op, ret) or left_by_seal(spec, op, ret)
+    return refused_to_relocate(spec, op, ret) or left_by_seal(spec, op, ret) or stopped_by_limit(spec, op, ret)
 
 
 def groups_after_failure(spec: Specification, op: Op, outcome: Outcome) -> list[Group]:

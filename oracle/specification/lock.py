@@ -19,6 +19,8 @@ from emulator.uapi import (
     MLOCK_ONFAULT,
     result_name,
 )
+from emulator.workload import RLIMIT_MEMLOCK
+from oracle.specification.limits import limit_of
 from oracle.specification.page import (
     GUARDED,
     MAYBE_UNLOCKED,
@@ -62,7 +64,7 @@ def locked_pages(pages: Pages) -> int:
 
 def may_lock(spec: Specification, pages: Pages, more: int) -> bool:
     """Does RLIMIT_MEMLOCK leave room for ``more`` pages (mlock_future_ok)?"""
-    limit = spec.limits.memlock
+    limit = limit_of(spec, pages, RLIMIT_MEMLOCK)
     return limit is None or locked_pages(pages) + more <= limit
 
 
@@ -77,7 +79,7 @@ def mlock(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None
     addr, length = op.args[:2]
     flags = lock_flags(op)
     if flags:
-        if spec.limits.memlock == 0:
+        if limit_of(spec, pages, RLIMIT_MEMLOCK) == 0:
             return _result(op, ret, -EPERM)
         held = sum(number in pages and pages[number].flags & VM_LOCKED != 0 for number in range(addr, addr + length))
         if not may_lock(spec, pages, length - held):
@@ -96,7 +98,7 @@ def mlock(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None
 def mlockall(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     """mlockall and munlockall. What cannot be populated is no error here."""
     asked = op.args[0] if op.kind == "mlockall" else 0
-    limit = spec.limits.memlock
+    limit = limit_of(spec, pages, RLIMIT_MEMLOCK)
     if op.kind == "mlockall":
         if not asked or asked == MCL_ONFAULT or asked & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT):
             return _result(op, ret, -EINVAL)

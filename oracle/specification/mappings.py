@@ -35,8 +35,10 @@ from emulator.uapi import (
     MAP_SHARED_VALIDATE,
     MAP_STACK,
     MAP_TYPE,
+    PROT_WRITE,
 )
-from emulator.workload import shared_memory
+from emulator.workload import RLIMIT_MEMLOCK, shared_memory
+from oracle.specification.limits import limit_of, may_expand
 from oracle.specification.lock import may_lock
 from oracle.specification.page import Backing, Page, Pages, Refusal, names, sealed, wrong_result
 from oracle.specification.placement import check_place, may_lack_space
@@ -65,6 +67,8 @@ def mmap(spec: Specification, pages: Pages, op: Op, ret: int, token: int) -> Ref
     for flag, added in _MAPPING_FLAGS:
         if flags & flag:
             shown |= added
+    if spec.limits.profile.overcommit_never:  # strict overcommit: everything is reserved
+        shown &= ~VM_NORESERVE
     if flags & MAP_STACK and spec.limits.profile.map_stack_nohugepage:
         shown |= VM_NOHUGEPAGE
     if flags & MAP_TYPE == MAP_DROPPABLE:
@@ -87,7 +91,7 @@ def mmap(spec: Specification, pages: Pages, op: Op, ret: int, token: int) -> Ref
 
 def _mmap_errors(spec: Specification, pages: Pages, op: Op, fixed: bool) -> set[int]:
     """The errors of which one must come; empty when the call must succeed."""
-    addr, length, _, flags, file, _ = op.args
+    addr, length, prot, flags, file, _ = op.args
     errors = set()
     if not length:
         errors.add(-EINVAL)
@@ -108,7 +112,11 @@ def _mmap_errors(spec: Specification, pages: Pages, op: Op, fixed: bool) -> set[
         errors.add(-ENOMEM)
     if fixed and sealed(pages, addr, addr + length):
         errors.add(-EPERM)
-    if flags & MAP_LOCKED and spec.limits.memlock == 0:
+    replaced = sum(n in pages for n in range(addr, addr + length)) if flags & MAP_FIXED else 0
+    data = kind in (MAP_PRIVATE, MAP_DROPPABLE) and bool(prot & PROT_WRITE) and not flags & MAP_GROWSDOWN
+    if not may_expand(spec, pages, length - replaced, data=data):
+        errors.add(-ENOMEM)
+    if flags & MAP_LOCKED and limit_of(spec, pages, RLIMIT_MEMLOCK) == 0:
         errors.add(-EPERM)
     if flags & MAP_LOCKED or spec.settings_of(op.proc).lock:
         if not may_lock(spec, pages, length):

@@ -26,6 +26,7 @@ from emulator.uapi import (
     MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
 )
+from oracle.specification.limits import is_data, may_expand
 from oracle.specification.lock import may_lock
 from oracle.specification.page import (
     GUARDED,
@@ -194,6 +195,8 @@ def _one(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
             return None if ret == -EPERM else wrong_result(op, ret, "-EPERM")
     if ret < 0:
         return _refused(spec, pages, op, ret, moved)
+    if new > old and not may_expand(spec, pages, new - old, data=is_data(head)):
+        return wrong_result(op, ret, "-ENOMEM")
     if not implied and ret == addr:
         return _grow_in_place(spec, pages, op, ret)
     if not flags & MREMAP_MAYMOVE:

@@ -25,7 +25,7 @@ from emulator.mm_types import (
 )
 from emulator.profile import PROFILES, Profile
 from emulator.uapi import EAGAIN, ENOMEM, OOM_KILLED, result_name
-from emulator.workload import FILE_PAGES
+from emulator.workload import FILE_PAGES, RESOURCES
 
 if TYPE_CHECKING:
     from emulator.workload import Op
@@ -127,6 +127,7 @@ class Settings(NamedTuple):
 
     lock: int = 0  # VM_LOCKED_MASK bits of what it will map (mlockall MCL_FUTURE); a child does not inherit them
     merge: bool = False  # all memory is offered to the same-page scanner (PR_SET_MEMORY_MERGE)
+    rlim: tuple[int | None, ...] = (None,) * len(RESOURCES)  # limits that were set, in pages
     brk: int = -1  # arena page where its heap ends; -1: where it begins
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_GROWSDOWN, VM_LOCKED, VM_MERGEABLE
 from emulator.uapi import EFAULT, PROT_EXEC, PROT_READ, PROT_WRITE, SIGSEGV
-from emulator.workload import FOLL_WRITE
+from emulator.workload import FOLL_WRITE, RLIMIT_DATA, RLIMIT_STACK
+from oracle.specification.limits import limit_of, may_expand
 from oracle.specification.lock import may_lock
 from oracle.specification.page import (
     GUARDED,
@@ -54,7 +54,10 @@ def growth(spec: Specification, pages: Pages, number: int) -> Growth | None:
         flags = pages[below].flags
         if flags & VM_ACCESS_FLAGS and not flags & VM_GROWSDOWN:
             return None
-    limit = spec.limits.profile.rlimit_stack >> PAGE_SHIFT
+    limit = limit_of(spec, pages, RLIMIT_STACK)
+    assert limit is not None
+    if not may_expand(spec, pages, above - number, data=False):
+        return None
     if above + 1 - number > limit or (head.flags & VM_LOCKED and not may_lock(spec, pages, above - number)):
         return None
     end = above
@@ -119,7 +122,8 @@ def brk(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
 
 
 def _can_move(spec: Specification, pages: Pages, op: Op, old: int, new: int) -> bool:
-    if new < spec.limits.heap:
+    data = limit_of(spec, pages, RLIMIT_DATA)
+    if new < spec.limits.heap or (data is not None and new - spec.limits.heap > data):
         return False
     if new > old:
         return _can_grow(spec, pages, op, old, new)
@@ -131,6 +135,8 @@ def _can_move(spec: Specification, pages: Pages, op: Op, old: int, new: int) -> 
 def _can_grow(spec: Specification, pages: Pages, op: Op, old: int, new: int) -> bool:
     """The page behind the new end must be free as well, and the gap below a stack."""
     if new > spec.limits.top or (spec.settings_of(op.proc).lock and not may_lock(spec, pages, new - old)):
+        return False
+    if not may_expand(spec, pages, new - old, data=True):
         return False
     following = min((number for number in pages if number >= old), default=None)
     if following is None:

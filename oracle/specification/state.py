@@ -29,6 +29,7 @@ from emulator.workload import file_token, is_memory
 from oracle.specification import (
     accesses,
     attributes,
+    limits,
     lock,
     madvise,
     mappings,
@@ -233,6 +234,7 @@ _HANDLERS = {
     "mseal": attributes.mseal,
     "set_vma_name": attributes.set_vma_name,
     "memory_merge": attributes.memory_merge,
+    "setrlimit": limits.setrlimit,
     "mbind": attributes.mbind,
     "pkey_mprotect": attributes.mprotect,
     "remap_file_pages": attributes.remap_file_pages,

@@ -244,6 +244,17 @@ def test_commit_limit_counts_what_is_replaced(limit: int, errno: int) -> None:
     world.check()
 
 
+@pytest.mark.parametrize("never", [False, True])
+def test_noreserve(never: bool) -> None:
+    """Memory that is not to be reserved is charged all the same where overcommit is never allowed."""
+    world = World(profile=profile_with(overcommit_never=never))
+    world.mmap(0, 4, RW, PRIVATE_FIXED | MAP_NORESERVE)
+    world.mmap(4, 4)
+    assert world.layout() == ([(0, 8)] if never else [(0, 4), (4, 4)])
+    assert world.machine.committed == (8 if never else 4)
+    world.check()
+
+
 def test_replacing_by_uncharged_memory_uncharges() -> None:
     """PROT_NONE over charged memory gives the charge back."""
     world = World()

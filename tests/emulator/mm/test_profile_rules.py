@@ -47,7 +47,7 @@ from tests.emulator.mm.vma_bench import Bench
 FIXED: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 SETTINGS: Final = {
     "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "cap_ipc_lock",
-    "commit_limit", "anon_vma_name",
+    "commit_limit", "overcommit_never", "anon_vma_name",
     "thp_always", "use_zero_page", "swap_synchronous",
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emulator.errors import KernelBug
+from emulator.mm_types import NO_MM
 from emulator.uapi import PROT_READ
 from tests.emulator.kernel_world import World
 from tests.emulator.mm.world import anon_vma_of, faulted, huge, warnings
@@ -126,7 +127,27 @@ def test_mapped_shared() -> None:
     assert shared(folio)
     large.do("exit", proc=1)
     assert not shared(folio)
-    assert folio.mm_mapcounts == {large.mm().asid: 8}
+    assert folio.mm_ids == [(large.mm().asid, 8), NO_MM]
+
+
+def test_a_third_process_is_not_known_by_name() -> None:
+    """When the two that are known have gone, the folio still counts as shared: a write copies."""
+    large = huge()
+    shared = large.image.rmap_counts.folio_maybe_mapped_shared
+    large.do("mprotect", 0, 2, PROT_READ)  # mapped by PTEs now
+    folio = large.folio(0)
+    large.fork(1)
+    large.fork(2)
+    large.do("exit", proc=1)
+    assert shared(folio)
+    large.do("exit", proc=0)
+    assert shared(folio)
+    large.write(5, proc=2)
+    assert large.folio(5, proc=2) is not folio
+    large.fork(1, proc=2)
+    assert folio.mm_ids[0][0] == large.mm(1).asid
+    large.do("exit", proc=2)
+    assert not shared(folio)  # one that is known has all the mappings
 
 
 def test_huge_pages_are_checked_as_small_ones() -> None:

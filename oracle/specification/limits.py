@@ -1,0 +1,61 @@
+"""What limits of a process refuse (rules: mm/mmap.c may_expand_vm, kernel/sys.c). Pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from emulator.geometry import PAGE_SHIFT
+from emulator.mm_types import VM_GROWSDOWN, VM_WRITE
+from emulator.uapi import ENOMEM
+from emulator.workload import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
+from oracle.specification.page import Page, Pages, Refusal, wrong_result
+
+if TYPE_CHECKING:
+    from emulator.workload import Op
+    from oracle.specification.state import Specification
+
+_STOPPED: Final = frozenset(("mremap", "mprotect", "pkey_mprotect", "remap_file_pages"))
+
+
+def setrlimit(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    resource, limit = op.args
+    settings = spec.settings_of(op.proc)
+    rlim = list(settings.rlim)
+    rlim[resource] = limit
+    spec.settings[op.proc] = settings._replace(rlim=tuple(rlim))
+    return wrong_result(op, ret, "success") if ret else None
+
+
+def limit_of(spec: Specification, pages: Pages, resource: int) -> int | None:
+    """The limit of the process that has these ``pages``; None: there is none, or it does not bind."""
+    label = next(label for label, held in spec.procs.items() if held is pages)
+    limit = spec.settings_of(label).rlim[resource]
+    if limit is None and resource == RLIMIT_STACK:
+        return spec.limits.profile.rlimit_stack >> PAGE_SHIFT
+    return spec.limits.memlock if limit is None and resource == RLIMIT_MEMLOCK else limit
+
+
+def is_data(page: Page) -> bool:
+    """Private memory that can be written, and is no stack."""
+    shared = page.backing is not None and page.backing.shared
+    return page.flags & (VM_WRITE | VM_GROWSDOWN) == VM_WRITE and not shared
+
+
+def may_expand(spec: Specification, pages: Pages, more: int, *, data: bool) -> bool:
+    """Is there room for ``more`` pages (may be negative), which are ``data`` or not?"""
+    limit = limit_of(spec, pages, RLIMIT_AS)
+    if limit is not None and len(pages) + more > limit:
+        return False
+    limit = limit_of(spec, pages, RLIMIT_DATA) if data else None
+    return limit is None or sum(map(is_data, pages.values())) + more <= limit
+
+
+def stopped_by_limit(spec: Specification, op: Op, ret: int) -> bool:
+    """May this error come of a limit that the call met half-way: of mappings it does one after another?
+
+    Which of them it had done is seen, not foretold.
+    """
+    rlim = spec.settings_of(op.proc).rlim
+    limited = rlim[RLIMIT_AS] is not None or rlim[RLIMIT_DATA] is not None
+    return limited and ret == -ENOMEM and op.kind in _STOPPED
+
