@@ -4,8 +4,10 @@ One statement a line or between semicolons; pages are those of the region that i
 
     map 10             map 10 pages at page 0            guard 0:4, unguard 0:4    install, remove
     both guard 0:4 8:2 the same of two ranges at once (process_madvise)
+    register 0:10      with userfaultfd, which hears of missing pages: they fault with SIGBUS, as nobody fills them
     touch 3            reading and writing work          trap 3                    both fault
     keep 3             the page holds what was written   empty 3                   it holds zeros (of a file: its own)
+    missing 3          userfaultfd hears of it
     zeros 3            the page holds zeros, whosever it is
     W 0:10             write to every page               child, parent             who acts from here on
     vmas 4             the region has so many VMAs       CALL args = result        any other call, errors by name
@@ -83,6 +85,8 @@ class GuardScript:
             case "guard" | "unguard":
                 advice = MADV_GUARD_INSTALL if name == "guard" else MADV_GUARD_REMOVE
                 assert self.do("madvise", first, pages, advice) == result
+            case "register":
+                assert self.do("uffd_register", first, pages, uapi.UFFDIO_REGISTER_MODE_MISSING) == 0
             case "both":
                 advice = MADV_GUARD_INSTALL if words[0] == "guard" else MADV_GUARD_REMOVE
                 ranges = (*self.range(words[1]), *self.range(words[2]))
@@ -119,6 +123,9 @@ class GuardScript:
         assert self.do("read", page) == want, page
         assert self.do("write", page, 1) == want, page
 
+    def missing(self, page: int) -> None:
+        assert self.do("read", page) == uapi.SIGBUS, page
+
     def trap(self, page: int) -> None:
         assert self.do("read", page) == SIGSEGV, page
         assert self.do("write", page, 1) == SIGSEGV, page
@@ -154,6 +161,7 @@ def _trap_read(script: GuardScript, page: int) -> None:
 
 PAGE_CHECKS: Final[dict[str, Callable[[GuardScript, int], None]]] = {
     "touch": GuardScript.touch,
+    "missing": GuardScript.missing,
     "trap": GuardScript.trap,
     "trap_read": _trap_read,
     "read": _read,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from emulator.uapi import PROT_NONE
 from tests.emulator.kernel_world import World
 from tests.emulator.map_script import ScriptRunner
 
@@ -106,6 +107,24 @@ LIVE = [
 
 def scripts(*tables: list[tuple[str, str]]) -> list[object]:
     return [pytest.param(script, id=name) for table in tables for name, script in table]
+
+
+@pytest.mark.parametrize("geometry", ["x86-64", "small8"])
+def test_ksm_merge(geometry: str) -> None:
+    """Memory that comes after MEMORY_MERGE is offered to the scanner as what was there before: they merge."""
+    world = World(geometry)
+    world.mmap(0, 30, PROT_NONE)
+    world.mmap(1, 1)
+    world.mmap(2, 1)
+    assert world.span(1) == (1, 2)
+    assert world.do("munmap", 2, 1) == 0
+    assert world.do("memory_merge", 1) == 0
+    world.mmap(2, 1)
+    assert world.span(1) == (1, 2)
+    assert world.do("munmap", 1, 2) == 0
+    world.mmap(1, 1)
+    world.mmap(2, 1)
+    assert world.span(1) == (1, 2)
 
 
 @pytest.mark.parametrize(("geometry", "far"), WORLDS)

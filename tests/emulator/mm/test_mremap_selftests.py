@@ -10,6 +10,7 @@ import pytest
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD
 from emulator.hw.pgtable import PageTable
 from emulator.uapi import (
+    EFAULT,
     EINVAL,
     MAP_FIXED,
     MAP_SHARED,
@@ -18,6 +19,7 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     PROT_EXEC,
     PROT_NONE,
+    UFFDIO_REGISTER_MODE_MISSING,
 )
 from emulator.workload import MEMFD
 from tests.emulator.kernel_world import RW, World
@@ -211,6 +213,40 @@ def test_move_multiple_vmas(case: str, dontunmap: int, target: int, occupied: bo
             assert world.content(base + page) == ({} if dontunmap else None)
         else:
             assert world.content(there) == ({} if occupied else None)
+    world.check()
+
+
+# Pages 0 2 4 6 8, each a mapping of its own: which are registered with userfaultfd, what is moved, and what of it then
+# is at its new place. A registered mapping can be moved, but only alone.
+INVALID = [
+    ("all_armed", (0, 2, 4, 6, 8), (0, 10), -EFAULT, ()),
+    ("one_alone", (0, 2, 4, 6, 8), (0, 1), 40, (0,)),
+    ("all_but_the_first", (2, 4, 6, 8), (0, 10), -EFAULT, (0,)),
+    ("the_last", (8,), (0, 10), -EFAULT, (0, 2, 4, 6)),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(
+    ("armed", "moved", "result", "gone"), [pytest.param(*row[1:], id=row[0]) for row in INVALID]
+)
+def test_move_multi_invalid_vmas(
+    armed: tuple[int, ...], moved: tuple[int, int], result: int, gone: tuple[int, ...], geometry: str
+) -> None:
+    """The mappings before the first that cannot move have moved, the others are where they were."""
+    world = World(geometry)
+    for page in range(0, 10, 2):
+        world.mmap(page, 1)
+    for page in armed:
+        assert world.do("uffd_register", page, 1, UFFDIO_REGISTER_MODE_MISSING) == 0
+    start, length = moved
+    assert world.do("mremap", start, length, length, FIXED, 40) == result
+    assert [page for page in range(0, 10, 2) if not world.mm().mm_mt.lookup(world.address(page))] == list(
+        gone
+    )
+    assert [page for page in range(0, 10, 2) if world.mm().mm_mt.lookup(world.address(40 + page))] == list(
+        gone
+    )
     world.check()
 
 
