@@ -225,10 +225,12 @@ _COLLIDE: Final = {
 }
 _COLLIDE_OTHERS: Final = 0.12
 # A design that rewrites live pages in a move has most to fear from who takes pages without any lock.
-_GUP_BESIDE_DESIGN: Final = 0.4
+_GUP_BESIDE_DESIGN: Final = 0.55
+_COLLIDE_DESIGN: Final = 0.55  # of such moves get company
+_MOVES_OF_DESIGN: Final = 3  # as many times more do its recipes move something
 _FAIL: Final = 0.1  # of the system calls
 _FAIL_NTH: Final = 12
-_RECIPE: Final = 0.1  # of the steps, before counting what a recipe brings
+_RECIPE: Final = 0.15  # of the steps, before counting what a recipe brings
 _LENGTHS: Final = (4, 6, 8, 10, 12, 16, 20)  # steps
 
 
@@ -282,13 +284,16 @@ class Generator:
                     kinds[kind] = weight * userfaultfd
             elif kind in _ALWAYS or rng.random() < (0.3 if kind in _SELDOM else 0.75):
                 kinds[kind] = weight * rng.choice((1, 2, 2, 2, 4, 8))
+        recipes = [recipe for recipe in RECIPES if recipe.kinds <= kinds.keys()]
+        if self.extra:
+            recipes += [recipe for recipe in recipes if recipe.moves] * _MOVES_OF_DESIGN
         beside = {kind: weight for kind, weight in COMPANIONS.items() if kind in kinds}
         return Swarm(
             tuple(kinds),
             tuple(accumulate(kinds.values())),
             tuple(beside),
             tuple(accumulate(beside.values())),
-            tuple([recipe for recipe in RECIPES if recipe.kinds <= kinds.keys()]),
+            tuple(recipes),
         )
 
     # ---- workloads
@@ -324,7 +329,10 @@ class Generator:
             return Step((op,))
         rng = self.rng
         op = self._maybe_fail(op)
-        if op.kind == "exit" or rng.random() >= _COLLIDE.get(op.kind, _COLLIDE_OTHERS):
+        share = _COLLIDE.get(op.kind, _COLLIDE_OTHERS)
+        if op.kind == "mremap" and op.args[3] & self.extra:
+            share = _COLLIDE_DESIGN
+        if op.kind == "exit" or rng.random() >= share:
             return Step((op,))
         return self.collision(sketch, op)
 

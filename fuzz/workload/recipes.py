@@ -268,6 +268,13 @@ _TEXTS: Final[dict[str, str]] = {
         write addr=H at=1
         mremap addr=H+1 old_len=n new_len=n flags=maymove|fixed|x new_addr=d
     """,
+    "small pages and a part of a huge one, moved in one": """
+        mmap addr=H+h-j len=j+h prot=rw flags=private|fixed
+        write addr=H+h-j at=0
+        madvise addr=H+h-j len=j+h advice=hugepage
+        write addr=H+h at=0
+        mremap addr=H+h-j old_len=j+1 new_len=j+1 flags=maymove|fixed|x new_addr=d
+    """,
     "a whole page table, moved": """
         mmap addr=H len=h prot=rw flags=private|fixed
         write addr=H at=0
@@ -301,6 +308,11 @@ class Recipe(NamedTuple):
     lines: tuple[Line, ...]
     kinds: frozenset[str]
     symbols: frozenset[str]  # that it uses
+
+    @property
+    def moves(self) -> bool:
+        """Does it move memory, with whatever flags a design has for that?"""
+        return any(line.extra_at >= 0 for line in self.lines)
 
 
 def expand(recipe: Recipe, symbols: Mapping[str, int], proc: int) -> list[Op]:
