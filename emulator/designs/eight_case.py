@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from emulator.designs.base import Design
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm import huge_memory, rmap, vma
+from emulator.mm import huge_memory, rmap, vma, vma_modify
 from emulator.mm_types import VM_SOFTDIRTY, VM_SPECIAL, AnonVma, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM
 
@@ -284,7 +284,7 @@ def _split_vma(area: VmAreaStruct, addr: int, new_below: bool) -> int:
     """Split at ``addr``; the new VMA is the lower part if ``new_below``."""
     if area.vm_ops is not None and not area.vm_ops.may_split:
         return -EINVAL
-    new = vma.vm_area_dup(area)
+    new = vma_modify.vm_area_dup(area)
     if new is None:
         return -ENOMEM
     if new_below:
@@ -309,5 +309,5 @@ class EightCase(Design):
         "vma.vma_merge_existing_range": vma_merge_existing_range,
         "vma.vma_merge_new_range": vma_merge_new_range,
         "vma.vma_merge_extend": vma_merge_extend,
-        "vma._split_vma": _split_vma,
+        "vma_modify._split_vma": _split_vma,
     }

@@ -117,5 +117,5 @@ class MainlineFixed(Design):
         "mremap.dontunmap_complete": dontunmap_complete,
         "mmap.mmap_new_area": mmap_new_area,
         "brk.grow_downwards": grow_downwards,
-        "vma.copy_vma": copy_vma,
+        "vma_link.copy_vma": copy_vma,
     }

@@ -248,5 +248,5 @@ class Matena2022(EightCaseRefactored):
     replaces = {
         "eight_case.anon_vma_merge": anon_vma_merge,
         "eight_case_refactored.vma_merge": vma_merge,
-        "vma.copy_vma": copy_vma,
+        "vma_link.copy_vma": copy_vma,
     }

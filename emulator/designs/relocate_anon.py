@@ -17,7 +17,18 @@ from emulator.designs.base import Design
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, LEVEL_PUD, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT
-from emulator.mm import memory, mremap, mremap_tables, munmap, pgtable_generic, rmap, rmap_counts, vma
+from emulator.mm import (
+    memory,
+    mremap,
+    mremap_tables,
+    munmap,
+    pgtable_generic,
+    rmap,
+    rmap_counts,
+    vma,
+    vma_link,
+    vma_modify,
+)
 from emulator.mm_types import VM_HUGETLB, VM_SPECIAL, Folio, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
 
@@ -70,7 +81,7 @@ def copy_vma(
         return source, new, new.vm_pgoff <= source.vm_pgoff, False
     if relocate:
         pgoff = addr >> PAGE_SHIFT
-    new = vma.vm_area_dup(source)
+    new = vma_modify.vm_area_dup(source)
     if new is None:
         return None
     new.vm_start, new.vm_end, new.vm_pgoff = addr, addr + length, pgoff
@@ -78,7 +89,7 @@ def copy_vma(
         new.anon_vma = None
     elif rmap.anon_vma_clone(new, source, rmap.VMA_OP_REMAP):
         return None
-    if vma.vma_link(new):
+    if vma_link.vma_link(new):
         rmap.unlink_anon_vmas(new)
         return None
     if relocate and rmap._anon_vma_prepare(new):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emulator.designs.relocate_anon import RelocateAnon
-from emulator.mm import mremap, mremap_tables, rmap, vma
+from emulator.mm import mremap, mremap_tables, rmap, vma, vma_modify
 from emulator.mm_types import VM_ACCOUNT, VmAreaStruct, avc_insert
 from emulator.uapi import MREMAP_DONTUNMAP
 
@@ -32,7 +32,7 @@ def make_tail(pmc: mremap_tables.PagetableMoveControl, reached: int) -> VmAreaSt
     """
     old, new = pmc.old, pmc.new
     m = old.vm_mm.machine
-    tail = vma.vm_area_dup(old)
+    tail = vma_modify.vm_area_dup(old)
     if tail is None or vma.vma_tree_fails(m, "vma_tree_prealloc"):
         return None
     assert old.anon_vma is not None

@@ -115,7 +115,7 @@ class UnfaultedFlag2025(Design):
         "madvise.madvise_guard_install": madvise_guard_install,
         "madvise.madvise_guard_remove": madvise_guard_remove,
         "memory_fork.vma_needs_copy": vma_needs_copy,
-        "vma.vm_area_dup": vm_area_dup,
+        "vma_modify.vm_area_dup": vm_area_dup,
         "vma.dup_anon_vma": dup_anon_vma,
         "fork.dup_one_vma": dup_one_vma,
         "rmap._anon_vma_prepare": _anon_vma_prepare,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
-from emulator.mm import gup_populate, ksm, mmap, munmap, rmap, sys, vma
+from emulator.mm import gup_populate, ksm, mmap, munmap, rmap, sys, vma, vma_link
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -36,7 +36,7 @@ def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int
             return -ENOMEM
     if area is None:
         area = VmAreaStruct(mm, addr, addr + length, addr >> PAGE_SHIFT, vm_flags)
-        if mm.machine.should_fail("vm_area_alloc") or vma.vma_link(area):
+        if mm.machine.should_fail("vm_area_alloc") or vma_link.vma_link(area):
             mm.machine.committed -= pages
             return -ENOMEM
     mm.total_vm += pages

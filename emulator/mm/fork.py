@@ -5,7 +5,7 @@ Not a file of the kernel's mm/, but part of the image: dup_mmap and exit_mmap, a
 
 from __future__ import annotations
 
-from emulator.mm import fs_userfaultfd, ksm, memory_fork, mmap, munmap, rmap, vma
+from emulator.mm import fs_userfaultfd, ksm, memory_fork, mmap, munmap, rmap, vma, vma_link, vma_modify
 from emulator.mm_types import VM_ACCOUNT, VM_DONTCOPY, VM_LOCKED_MASK, VM_WIPEONFORK, MmStruct, VmAreaStruct
 from emulator.uapi import EBUSY, ENOMEM
 
@@ -29,7 +29,7 @@ def dup_one_vma(mm: MmStruct, old: VmAreaStruct) -> int:
     charge = vma.vma_pages(old) if old.vm_flags & VM_ACCOUNT else 0
     if charge and mmap.security_vm_enough_memory(old.vm_mm, charge):
         return -ENOMEM
-    new = vma.vm_area_dup(old)
+    new = vma_modify.vm_area_dup(old)
     if new is None:
         m.committed -= charge
         return -ENOMEM
@@ -47,7 +47,7 @@ def dup_one_vma(mm: MmStruct, old: VmAreaStruct) -> int:
     new.vm_flags &= ~VM_LOCKED_MASK
     mm.mm_mt.insert(new)
     mm.map_count += 1
-    vma.vma_link_file(new)
+    vma_link.vma_link_file(new)
     mmap.vm_stat_account(mm, new.vm_flags, vma.vma_pages(new))
     if new.vm_flags & VM_WIPEONFORK:
         return 0

@@ -25,6 +25,7 @@ from emulator.mm import (
     swap_state,
     truncate,
     vma,
+    vma_modify,
 )
 from emulator.mm_types import (
     VM_DONTCOPY,
@@ -212,7 +213,7 @@ def madvise_update_name(
         return -EBADF
     if area.anon_name == name:
         return area
-    changed = vma.vma_modify_name(prev, area, start, end, name)
+    changed = vma_modify.vma_modify_name(prev, area, start, end, name)
     if isinstance(changed, int):
         return -EAGAIN if changed == -ENOMEM else changed
     changed.anon_name = name
@@ -241,7 +242,7 @@ def madvise_update_vma(
         new_flags = flags & ~cleared | added
     if new_flags == flags:
         return area
-    changed = vma.vma_modify_flags(prev, area, start, end, new_flags)
+    changed = vma_modify.vma_modify_flags(prev, area, start, end, new_flags)
     if isinstance(changed, int):
         return -EAGAIN if changed == -ENOMEM else changed
     changed.vm_flags = new_flags | changed.vm_flags & area.vm_mm.machine.profile.vm_ignore_merge

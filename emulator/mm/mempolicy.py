@@ -7,7 +7,7 @@ What a whole task prefers (set_mempolicy) is not kept in VMAs, and their merging
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import vma
+from emulator.mm import vma_modify
 from emulator.mm_types import MmStruct, VmAreaStruct
 from emulator.uapi import EFAULT, EINVAL, ENOMEM
 
@@ -18,7 +18,7 @@ def mbind_range(
     """The part [start, end) of one VMA gets the policy. The VMA that holds it afterwards, or -ENOMEM."""
     if area.vm_policy == policy:
         return area
-    changed = vma.vma_modify_policy(prev, area, start, end, policy)
+    changed = vma_modify.vma_modify_policy(prev, area, start, end, policy)
     if isinstance(changed, int):
         return changed
     if policy is not None and area.vm_mm.machine.should_fail("mpol_dup"):

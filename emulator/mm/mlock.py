@@ -6,7 +6,7 @@ Locked pages are not on an LRU list of their own here: reclaim looks at VM_LOCKE
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, sys, vma
+from emulator.mm import gup_populate, sys, vma, vma_modify
 from emulator.mm_types import (
     VM_DROPPABLE,
     VM_HUGETLB,
@@ -34,7 +34,7 @@ def mlock_fixup(
     oldflags = area.vm_flags
     if newflags == oldflags or oldflags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
         return area
-    changed = vma.vma_modify_flags(prev, area, start, end, newflags)
+    changed = vma_modify.vma_modify_flags(prev, area, start, end, newflags)
     if isinstance(changed, int):
         return changed
     pages = (end - start) >> PAGE_SHIFT

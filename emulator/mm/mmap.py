@@ -6,7 +6,7 @@ Limits and accounting that the system calls share stand here too.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, sys, vma
+from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, sys, vma, vma_link
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -314,7 +314,7 @@ def mmap_new_area(
         area.vm_ops = shmem.SHMEM_VM_OPS if file.f_mapping.shmem else GENERIC_FILE_VM_OPS
     elif vm_flags & VM_SHARED and shmem.shmem_zero_setup(area):
         return None
-    linked = not vma.vma_link(area)
+    linked = not vma_link.vma_link(area)
     if file is None and area.vm_file is not None:
         area.vm_file.f_count -= 1  # the VMA has it now
         if not linked:

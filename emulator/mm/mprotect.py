@@ -23,7 +23,16 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import gup_populate, huge_memory, memory, mmap, pgtable_generic, userfaultfd_k, vma
+from emulator.mm import (
+    gup_populate,
+    huge_memory,
+    memory,
+    mmap,
+    pgtable_generic,
+    userfaultfd_k,
+    vma,
+    vma_modify,
+)
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -176,7 +185,7 @@ def mprotect_fixup(
     elif m.profile.mprotect_uncharges and oldflags & VM_ACCOUNT:
         if vma.vma_is_anonymous(area) and area.anon_vma is None:
             newflags &= ~VM_ACCOUNT  # never written: its charge can be given back
-    changed = vma.vma_modify_flags(prev, area, start, end, newflags)
+    changed = vma_modify.vma_modify_flags(prev, area, start, end, newflags)
     if isinstance(changed, int):
         m.committed -= charged
         return changed

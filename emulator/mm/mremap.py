@@ -16,6 +16,7 @@ from emulator.mm import (
     rmap,
     userfaultfd_k,
     vma,
+    vma_link,
 )
 from emulator.mm_types import (
     VM_ACCOUNT,
@@ -194,7 +195,7 @@ def copy_vma_and_data(vrm: VmaRemapStruct) -> tuple[int, VmAreaStruct | None]:
     """
     source = vrm.source()
     pgoff = vma.linear_page_index(source, vrm.addr)
-    copied = vma.copy_vma(source, vrm.new_addr, vrm.new_len, pgoff)
+    copied = vma_link.copy_vma(source, vrm.new_addr, vrm.new_len, pgoff)
     if copied is None:
         vrm_uncharge(vrm)
         return -ENOMEM, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import vma
+from emulator.mm import vma, vma_modify
 from emulator.mm_types import VM_SEALED, MmStruct
 from emulator.uapi import EINVAL, ENOMEM, ENOSYS
 
@@ -29,7 +29,7 @@ def mseal_apply(mm: MmStruct, start: int, end: int) -> int:
         assert area is not None
         stop = min(area.vm_end, end)
         if not area.vm_flags & VM_SEALED:
-            changed = vma.vma_modify_flags(prev, area, position, stop, area.vm_flags | VM_SEALED)
+            changed = vma_modify.vma_modify_flags(prev, area, position, stop, area.vm_flags | VM_SEALED)
             if isinstance(changed, int):
                 return changed
             changed.vm_flags |= VM_SEALED

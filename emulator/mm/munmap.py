@@ -7,7 +7,7 @@ held to the end: what the others could see is the same.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import memory_zap, mmap, rmap, vma
+from emulator.mm import memory_zap, mmap, rmap, vma, vma_link, vma_modify
 from emulator.mm_types import VM_ACCOUNT, VM_LOCKED, VM_SEALED, MmStruct, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM, EPERM
 
@@ -40,7 +40,7 @@ def vms_gather_munmap_vmas(vms: VmaMunmapStruct) -> int:
             return -ENOMEM
         if first.vm_flags & VM_SEALED:
             return -EPERM
-        error = vma._split_vma(first, vms.start, True)
+        error = vma_modify._split_vma(first, vms.start, True)
         if error:
             return error
     vmas = mm.mm_mt.overlapping(vms.start, vms.end)
@@ -48,7 +48,7 @@ def vms_gather_munmap_vmas(vms: VmaMunmapStruct) -> int:
         if area.vm_flags & VM_SEALED:
             return -EPERM
         if area.vm_end > vms.end:
-            error = vma._split_vma(area, vms.end, False)
+            error = vma_modify._split_vma(area, vms.end, False)
             if error:
                 return error
         pages = vma.vma_pages(area)
@@ -67,7 +67,7 @@ def vms_clear_ptes(vms: VmaMunmapStruct) -> None:
     memory_zap.unmap_vmas(mm, vms.vmas, vms.start, vms.end)
     for area in vms.vmas:
         rmap.unlink_anon_vmas(area)
-        vma.vma_unlink_file(area)
+        vma_link.vma_unlink_file(area)
     floor = vms.prev.vm_end if vms.prev is not None else 0
     ceiling = vms.next.vm_start if vms.next is not None else mm.machine.geometry.task_size
     memory_zap.free_pgtables(mm, vms.start, vms.end, floor, ceiling)

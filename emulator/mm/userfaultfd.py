@@ -35,6 +35,7 @@ from emulator.mm import (
     rmap_counts,
     swap,
     userfaultfd_k,
+    vma_modify,
 )
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
@@ -325,7 +326,7 @@ def userfaultfd_clear_vma(
     if userfaultfd_k.userfaultfd_wp(area):
         uffd_wp_range(area, start, end - start, False)
     whole = start == area.vm_start and end == area.vm_end
-    changed = vma_ops.vma_modify_flags_uffd(
+    changed = vma_modify.vma_modify_flags_uffd(
         prev, area, start, end, area.vm_flags & ~VM_UFFD_FLAGS, None, give_up_on_oom=whole
     )
     if not isinstance(changed, int):
@@ -344,7 +345,7 @@ def userfaultfd_register_range(
         if following.uffd_ctx is not ctx or following.vm_flags & vm_flags != vm_flags:
             start = max(start, following.vm_start)
             new_flags = following.vm_flags & ~VM_UFFD_FLAGS | vm_flags
-            changed = vma_ops.vma_modify_flags_uffd(
+            changed = vma_modify.vma_modify_flags_uffd(
                 prev, following, start, min(end, following.vm_end), new_flags, ctx, give_up_on_oom=False
             )
             if isinstance(changed, int):

@@ -1,6 +1,7 @@
-"""Merging, splitting, expanding and copying VMAs (mm/vma.c, mm/vma.h).
+"""Merging and expanding VMAs, and what is asked of them everywhere (mm/vma.c, mm/vma.h).
 
-Unmapping and mapping of regions, which mm/vma.c holds too since 6.11, stand in ``mmap.py``.
+Splitting stands in ``vma_modify.py``, copies and files in ``vma_link.py``; mapping and unmapping of regions, which
+mm/vma.c holds too since 6.11, in ``mmap.py`` and ``munmap.py``.
 All functions expect the caller to hold mmap_lock for write. Addresses are bytes, pgoff pages.
 """
 
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
-from emulator.mm import huge_memory, rmap, shmem
+from emulator.mm import huge_memory, rmap, vma_link
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_EXEC,
@@ -24,7 +25,7 @@ from emulator.mm_types import (
     UserfaultfdCtx,
     VmAreaStruct,
 )
-from emulator.uapi import EINVAL, ENOMEM
+from emulator.uapi import ENOMEM
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -306,7 +307,7 @@ def commit_merge(vmg: VmaMergeStruct, changes: list[Change], removed: list[VmAre
 
 def remove_merged(vma: VmAreaStruct) -> None:
     """The end of a VMA that a merge swallowed; its memory belongs to the target now."""
-    vma_unlink_file(vma)
+    vma_link.vma_unlink_file(vma)
     rmap.unlink_anon_vmas(vma)
     vma.vm_mm.map_count -= 1
 
@@ -447,209 +448,6 @@ def vma_merge_extend(vma: VmAreaStruct, delta: int) -> VmAreaStruct | None:
     vmg.target = vma
     vmg.start, vmg.pgoff = vma.vm_start, vma.vm_pgoff
     return vma if not vma_expand(vmg) else None
-
-
-# ---- splitting and modifying
-
-
-def vm_area_dup(vma: VmAreaStruct) -> VmAreaStruct | None:
-    """A copy that is in no tree yet and has no AVCs (anon_vma is still the original's, as the kernel's is)."""
-    if vma.vm_mm.machine.should_fail("vm_area_alloc"):
-        return None
-    new = VmAreaStruct(vma.vm_mm, vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags)
-    new.vm_file = vma.vm_file
-    new.vm_ops = vma.vm_ops
-    new.vm_policy = vma.vm_policy
-    new.anon_name = vma.anon_name
-    new.uffd_ctx = vma.uffd_ctx
-    new.anon_vma = vma.anon_vma
-    return new
-
-
-def _split_vma(vma: VmAreaStruct, addr: int, new_below: bool) -> int:
-    """Split at ``addr``; the new VMA is the lower part if ``new_below``. Does not look at map_count."""
-    mm = vma.vm_mm
-    m = mm.machine
-    if vma.vm_ops is not None and not vma.vm_ops.may_split:
-        return -EINVAL
-    new = vm_area_dup(vma)
-    if new is None:
-        return -ENOMEM
-    if new_below:
-        new.vm_end = addr
-    else:
-        new.vm_start = addr
-        new.vm_pgoff = linear_page_index(vma, addr)
-    if vma_tree_fails(m, "vma_tree_prealloc"):
-        return -ENOMEM
-    if rmap.anon_vma_clone(new, vma, rmap.VMA_OP_SPLIT):
-        return -ENOMEM
-    huge_memory.vma_adjust_trans_huge(vma, *((addr, vma.vm_end) if new_below else (vma.vm_start, addr)), None)
-    anon_vma = vma.anon_vma
-    mapping = vma.vm_file.f_mapping if vma.vm_file else None
-    if mapping:
-        mapping.i_mmap_rwsem.down_write()
-    if anon_vma:
-        rmap.anon_vma_lock_write(anon_vma)
-        rmap.anon_vma_interval_tree_pre_update_vma(vma)
-    if new_below:
-        pgoff = linear_page_index(vma, addr)
-        mm.mm_mt.move(vma, addr, vma.vm_end)
-        vma.vm_pgoff = pgoff
-    else:
-        mm.mm_mt.move(vma, vma.vm_start, addr)
-    mm.mm_mt.insert(new)
-    mm.map_count += 1
-    if anon_vma:
-        rmap.anon_vma_interval_tree_post_update_vma(vma)
-        rmap.anon_vma_unlock_write(anon_vma)
-    if mapping:
-        mapping.i_mmap.append(new)
-        mapping.i_mmap_rwsem.up_write()
-    return 0
-
-
-def split_vma(vma: VmAreaStruct, addr: int, new_below: bool) -> int:
-    """As ``_split_vma``, ENOMEM at max_map_count."""
-    mm = vma.vm_mm
-    if mm.map_count >= mm.machine.profile.max_map_count:
-        return -ENOMEM
-    return _split_vma(vma, addr, new_below)
-
-
-def vma_modify(vmg: VmaMergeStruct) -> VmAreaStruct | int:
-    """Merge the range with its neighbours, else cut it out of ``middle``. The caller sets the attributes.
-
-    A tail split that fails leaves the front split in place: harmless, but user space can see it.
-    """
-    merged = vma_merge_existing_range(vmg)
-    if merged is not None:
-        return merged
-    if vmg.state == VMA_MERGE_ERROR_NOMEM:
-        return -ENOMEM
-    vma = vmg.middle
-    assert vma is not None
-    if vma.vm_start < vmg.start:
-        error = split_vma(vma, vmg.start, True)
-        if error:
-            return error
-    if vma.vm_end > vmg.end:
-        error = split_vma(vma, vmg.end, False)
-        if error:
-            return error
-    return vma
-
-
-def vma_modify_flags(
-    prev: VmAreaStruct | None, vma: VmAreaStruct, start: int, end: int, vm_flags: int
-) -> VmAreaStruct | int:
-    """[start, end) of ``vma`` is to get ``vm_flags``: the VMA to set them on, or -ENOMEM."""
-    vmg = vmg_of_vma(prev, vma, start, end)
-    vmg.vm_flags = vm_flags
-    return vma_modify(vmg)
-
-
-def vma_modify_name(
-    prev: VmAreaStruct | None, vma: VmAreaStruct, start: int, end: int, name: str | None
-) -> VmAreaStruct | int:
-    """As ``vma_modify_flags``, for another name."""
-    vmg = vmg_of_vma(prev, vma, start, end)
-    vmg.anon_name = name
-    return vma_modify(vmg)
-
-
-def vma_modify_policy(
-    prev: VmAreaStruct | None, vma: VmAreaStruct, start: int, end: int, policy: object
-) -> VmAreaStruct | int:
-    """As ``vma_modify_flags``, for another memory policy."""
-    vmg = vmg_of_vma(prev, vma, start, end)
-    vmg.policy = policy
-    return vma_modify(vmg)
-
-
-def vma_modify_flags_uffd(
-    prev: VmAreaStruct | None,
-    vma: VmAreaStruct,
-    start: int,
-    end: int,
-    vm_flags: int,
-    ctx: UserfaultfdCtx | None,
-    give_up_on_oom: bool,
-) -> VmAreaStruct | int:
-    """As ``vma_modify_flags``, with another userfaultfd context. ``give_up_on_oom``: rather no merge than -ENOMEM."""
-    vmg = vmg_of_vma(prev, vma, start, end)
-    vmg.vm_flags = vm_flags
-    vmg.uffd_ctx = ctx
-    vmg.give_up_on_oom = give_up_on_oom
-    return vma_modify(vmg)
-
-
-# ---- linking and copying
-
-
-def vma_link_file(vma: VmAreaStruct) -> None:
-    """Enter a new VMA into its file's i_mmap."""
-    if vma.vm_file is not None:
-        mapping = vma.vm_file.f_mapping
-        mapping.i_mmap_rwsem.down_write()
-        mapping.i_mmap.append(vma)
-        mapping.i_mmap_rwsem.up_write()
-
-
-def vma_unlink_file(vma: VmAreaStruct) -> None:
-    """Take a VMA that goes out of its file's i_mmap; with the last user shared memory goes."""
-    if vma.vm_file is not None:
-        mapping = vma.vm_file.f_mapping
-        mapping.i_mmap_rwsem.down_write()
-        mapping.i_mmap.remove(vma)
-        mapping.i_mmap_rwsem.up_write()
-        shmem.shmem_put_file(vma.vm_mm.machine, vma.vm_file)
-
-
-def vma_link(vma: VmAreaStruct) -> int:
-    """Put a new VMA into the tree and its file's i_mmap."""
-    mm = vma.vm_mm
-    if vma_tree_fails(mm.machine, "vma_tree_prealloc"):
-        return -ENOMEM
-    mm.mm_mt.insert(vma)
-    vma_link_file(vma)
-    mm.map_count += 1
-    return 0
-
-
-def copy_vma(
-    vma: VmAreaStruct, addr: int, length: int, pgoff: int
-) -> tuple[VmAreaStruct, VmAreaStruct, bool] | None:
-    """The destination VMA of an mremap move of ``length`` bytes of ``vma`` to ``addr``, which is free.
-
-    ``pgoff`` is that of the first moved page. Returns (source VMA, destination VMA, need_rmap_locks): the
-    source is another object when it merged with its own copy. None: out of memory.
-    """
-    mm = vma.vm_mm
-    faulted = vma.anon_vma is not None or not vma_is_anonymous(vma)
-    if not faulted:
-        pgoff = addr >> PAGE_SHIFT  # nothing is mapped yet, so it may take the place's own offset
-    if mm.mm_mt.overlapping(addr, addr + length):
-        return None
-    vmg = vmg_of_vma(mm.mm_mt.prev_of(addr), vma, addr, addr + length)
-    vmg.pgoff = pgoff
-    vmg.next = mm.mm_mt.find(addr)
-    new = vma_merge_copied_range(vmg)
-    if new is not None:
-        if new.vm_start <= vma.vm_start < new.vm_end:
-            vma = new  # only an unfaulted source can have merged with its copy
-        # the rmap walk may meet the destination before the source: it would miss entries in flight
-        return vma, new, new.vm_pgoff <= vma.vm_pgoff
-    new = vm_area_dup(vma)
-    if new is None:
-        return None
-    new.vm_start, new.vm_end, new.vm_pgoff = addr, addr + length, pgoff
-    if rmap.anon_vma_clone(new, vma, rmap.VMA_OP_REMAP):
-        return None
-    if vma_link(new):
-        rmap.unlink_anon_vmas(new)
-        return None
-    return vma, new, False
 
 
 # ---- sharing a neighbour's anon_vma at the first write fault

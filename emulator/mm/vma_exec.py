@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pte import ACCESSED, SPECIAL, mk_pte
-from emulator.mm import brk, huge_memory, memory, memory_zap, mmap, mremap_tables, rmap, vma
+from emulator.mm import brk, huge_memory, memory, memory_zap, mmap, mremap_tables, rmap, vma, vma_link
 from emulator.mm_types import (
     VM_ACCOUNT,
     VM_DATA_DEFAULT_FLAGS,
@@ -32,7 +32,7 @@ def create_init_stack_vma(mm: MmStruct) -> VmAreaStruct | None:
     top = m.geometry.task_size
     area = VmAreaStruct(mm, top - PAGE_SIZE, top, (top - PAGE_SIZE) >> PAGE_SHIFT, VM_STACK_FLAGS)
     mm.mmap_lock.down_write()
-    failed = m.should_fail("vm_area_alloc") or mmap.security_vm_enough_memory(mm, 1) or vma.vma_link(area)
+    failed = m.should_fail("vm_area_alloc") or mmap.security_vm_enough_memory(mm, 1) or vma_link.vma_link(area)
     if not failed:
         mm.stack_vm = mm.total_vm = 1
     mm.mmap_lock.up_write()
@@ -118,7 +118,7 @@ def install_special_mapping(mm: MmStruct, addr: int, length: int, vm_flags: int)
     vm_flags = (vm_flags | mm.def_flags | VM_DONTEXPAND) & ~VM_LOCKED_MASK
     area = VmAreaStruct(mm, addr, addr + length, 0, vm_flags)
     area.vm_ops = SPECIAL_MAPPING_VMOPS
-    if mm.machine.should_fail("vm_area_alloc") or vma.vma_link(area):
+    if mm.machine.should_fail("vm_area_alloc") or vma_link.vma_link(area):
         return None
     mmap.vm_stat_account(mm, vm_flags, length >> PAGE_SHIFT)
     return area

@@ -110,7 +110,7 @@ def test_split(design: type[Design], below: bool) -> None:
     """The old VMA keeps the half that is not new; both hang at the anon_vma."""
     bench = Bench("0-4@1", "5.17", design)
     old = bench[0]
-    assert bench.image.vma._split_vma(old, 1 << 12, below) == 0
+    assert bench.image.vma_modify._split_vma(old, 1 << 12, below) == 0
     assert bench.layout() == "0-1@1 1-4@1"
     assert (old.vm_start == 1 << 12) is below
     bench.check()

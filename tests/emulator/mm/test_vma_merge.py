@@ -192,7 +192,7 @@ def test_simple_modify() -> None:
     """No merge: the middle is cut out of the VMA, and is still the same object."""
     bench = Bench("0-3")
     vma = bench[0]
-    changed = bench.image.vma.vma_modify_flags(vma, vma, 1 << PAGE_SHIFT, 2 << PAGE_SHIFT, FLAGS | VM_EXEC)
+    changed = bench.image.vma_modify.vma_modify_flags(vma, vma, 1 << PAGE_SHIFT, 2 << PAGE_SHIFT, FLAGS | VM_EXEC)
     assert changed is vma
     assert bench.describe(vma) == "1-2"
     assert bench.layout() == "0-1 1-2 2-3"
@@ -260,7 +260,7 @@ def test_modify_reports_lack_of_memory() -> None:
     bench = Bench("0-3 3-7")
     bench.fail_next(1)
     vma = bench[3]
-    changed = bench.image.vma.vma_modify_flags(bench[0], vma, vma.vm_start, 5 << PAGE_SHIFT, FLAGS)
+    changed = bench.image.vma_modify.vma_modify_flags(bench[0], vma, vma.vm_start, 5 << PAGE_SHIFT, FLAGS)
     assert changed == -ENOMEM
     assert bench.layout() == "0-3 3-7"
 
@@ -316,7 +316,7 @@ def test_copy_vma(before: str, source: int, to: int, after: str, itself: bool, l
     """mremap's destination: a copy with the old page offset if faulted, else merged wherever it fits."""
     bench = Bench(before)
     vma = bench[source]
-    copied = bench.image.vma.copy_vma(vma, to << PAGE_SHIFT, 2 << PAGE_SHIFT, vma.vm_pgoff)
+    copied = bench.image.vma_link.copy_vma(vma, to << PAGE_SHIFT, 2 << PAGE_SHIFT, vma.vm_pgoff)
     assert copied is not None
     old, new, need_rmap_locks = copied
     assert bench.layout() == after
@@ -329,7 +329,7 @@ def test_copy_vma(before: str, source: int, to: int, after: str, itself: bool, l
 def test_copy_vma_refuses_an_occupied_place() -> None:
     """The caller must have unmapped the destination."""
     bench = Bench("0-2 6-8")
-    assert bench.image.vma.copy_vma(bench[0], 5 << PAGE_SHIFT, 2 << PAGE_SHIFT, 0) is None
+    assert bench.image.vma_link.copy_vma(bench[0], 5 << PAGE_SHIFT, 2 << PAGE_SHIFT, 0) is None
 
 
 # name, layout, page whose VMA faults, whose anon_vma it shares (None: a new one)

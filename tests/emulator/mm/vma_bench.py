@@ -66,7 +66,7 @@ class Bench:
             vma.vm_flags |= STICKY
         if anon_vma:
             self.fault(vma, anon_vma, bool(forked))
-        assert self.image.vma.vma_link(vma) == 0
+        assert self.image.vma_link.vma_link(vma) == 0
         self.by_start[start] = vma
         return vma
 
@@ -83,7 +83,7 @@ class Bench:
         if forked:
             self.parents.append(elsewhere)
             parent = VmAreaStruct(elsewhere, vma.vm_start, vma.vm_end, vma.vm_pgoff, vma.vm_flags)
-            assert self.image.vma.vma_link(parent) == 0
+            assert self.image.vma_link.vma_link(parent) == 0
             assert rmap._anon_vma_prepare(parent) == 0
             assert rmap.anon_vma_fork(vma, parent) == 0
         else:
