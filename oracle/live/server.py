@@ -17,6 +17,7 @@ likes. If pages are elsewhere afterwards, the server says it again with the new 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import marshal
 import os
@@ -45,6 +46,7 @@ Order = tuple[int, str, tuple[int, ...]]
 Pages = tuple[dict[int, list[tuple[int, int]]], Frames]
 """Pages by label, as ``PageReader.entries`` gives them, and their frames."""
 
+SYS_GETCPU: Final = 309
 _LENGTH: Final = 4  # bytes before each message
 
 
@@ -55,6 +57,7 @@ class Server:
         self.files = Files(processor := Processor(), folder)
         self.context = Context(processor, self.files.handles, Userfault(processor))
         self.pid = os.getpid()
+        self.cpus = os.sched_getaffinity(0)
         self.pauses = depth >= Depth.RMAP
         self.below = sum(
             mapping.end <= ARENA_START for mapping in mappings()
@@ -73,6 +76,7 @@ class Server:
         """Run a workload: what became of it, and what each step showed."""
         if any(kind == "mmap" and args[4] for _, kind, args in orders):
             self.files.reset()
+        self.settle()
         run = Run(self, time.monotonic() + seconds)
         fate = ""
         try:
@@ -84,6 +88,17 @@ class Server:
         finally:
             left = run.close()
         return ", ".join(filter(None, (fate, left))), run.steps
+
+    def settle(self) -> None:
+        """Stay on one CPU, with all processes of the workload that comes, whichever is given to us now.
+
+        A new page waits in a batch of the CPU where it was made before it is in a list; madvise pageout passes over
+        it until then, and looks at the batches of its own CPU only.
+        """
+        os.sched_setaffinity(0, self.cpus)
+        cpu = ctypes.c_uint()
+        self.context.processor.call(SYS_GETCPU, ctypes.addressof(cpu), 0, 0)
+        os.sched_setaffinity(0, {cpu.value})
 
 
 class Run:

@@ -236,3 +236,11 @@ def test_no_memory_outside_an_arena_is_no_kernel_to_compare_with(monkeypatch: py
     monkeypatch.setattr(system, "_folder", lambda: "/nowhere")
     with pytest.raises(UsageError, match="no live kernel to compare with"):
         LiveSystem()
+
+
+def test_a_workload_stays_on_one_cpu() -> None:
+    """Its processes are forks of the server, which has settled: pages do not wait in batches of another CPU."""
+    with LiveSystem() as live:
+        assert live._server is not None
+        live.run(workload("mmap addr=4 len=4 prot=rw flags=private|fixed", "write addr=4 at=0"))
+        assert len(os.sched_getaffinity(live._server.pid)) == 1
