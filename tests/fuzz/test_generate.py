@@ -12,13 +12,14 @@ from emulator.geometry import GEOMETRIES
 from emulator.sched.points import POINTS
 from emulator.uapi import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
 from emulator.workload import COLLISION_OPS_MAX, OPS, STEPS_MAX, Op, Step, Workload
-from fuzz.workload import generate
+from fuzz.workload import swarm
 from fuzz.workload.domains import ANY, END, all_ops
-from fuzz.workload.generate import COMPANIONS, WEIGHTS, Generator
+from fuzz.workload.generate import Generator
 from fuzz.workload.recipes import RECIPES, Recipe, expand
 from fuzz.workload.repair import is_valid
 from fuzz.workload.schedules import AREAS, Schedules, way_of
 from fuzz.workload.sketch import Sketch, Span
+from fuzz.workload.swarm import COMPANIONS, WEIGHTS
 from fuzz.workload.text import from_text
 from fuzz.workload.wire import encode
 from tests.fuzz.strategies import SAMPLE_POINTS, generated, geometries, quick, seeds
@@ -281,7 +282,7 @@ def test_userfaultfd_meets_what_is_registered(monkeypatch: pytest.MonkeyPatch) -
     """Few workloads have any of it; there most calls are about memory that is registered, and pages to fill it with."""
     users = [workload for workload in MANY if any("uffd_" in op.kind for op in all_ops(workload))]
     assert 0.05 < len(users) / len(MANY) < 0.2
-    monkeypatch.setattr(generate, "_USERFAULTFD_SHARE", 1)
+    monkeypatch.setattr(swarm, "_USERFAULTFD_SHARE", 1)
     counts: Counter[str] = Counter()
     for seed in range(300):
         for sketch, op in replay(generated(seed)):
