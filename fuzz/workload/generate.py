@@ -1,8 +1,8 @@
 """Makes random valid workloads whose operations meet.
 
 Each workload draws its own weights and leaves some kinds of operation out (swarm testing), so that a campaign
-also sees long runs of few kinds. Tastes come from ``swarm``, arguments from ``arguments``, stages from ``recipes``, interleavings from
-``schedules``.
+also sees long runs of few kinds. Tastes come from ``swarm``, arguments from ``arguments``, stages from
+``recipes``, interleavings from ``schedules``.
 """
 
 from __future__ import annotations
