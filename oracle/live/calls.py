@@ -399,7 +399,7 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: sizes of folios show in pages only"
         if op.kind == "thp_sizes" and (why := thp_sizes.refused()):
             return f"step {number}: sizes of folios: {why}"
-        if op.kind == "madvise" and op.args[2] == MADV_PAGEOUT and depth >= Depth.PAGES and "thp_sizes" in kinds:
+        if pages_out and depth >= Depth.PAGES and "thp_sizes" in kinds:
             return f"step {number}: whether a large folio comes back whole hangs on where its swap slots lie"
         if op.kind == "userfaultfd" and op.args[0] & NEEDS_A_READER:
             return f"step {number}: nobody reads the events of a userfaultfd"

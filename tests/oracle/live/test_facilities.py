@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections.abc import Callable
 
 import pytest
 
 from fuzz.workload.text import from_text
-from oracle.live import facilities, rmap_probe, userfault
+from oracle.live import facilities, rmap_probe, thp_sizes, userfault
 from oracle.live.calls import expressible
 from oracle.live.view import Depth
 from tests.oracle.live.running_kernel import on_linux
@@ -95,3 +96,25 @@ def test_a_kernel_without_userfaultfd(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system call that is not there."""
     monkeypatch.setattr(userfault, "SYS_USERFAULTFD", 4000)
     assert userfault.refused().startswith(os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("call", ["madvise addr=0 len=4", "process_madvise target=0 addr=0 len=4 addr2=8 len2=4"])
+def test_swapping_large_folios_out(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever call: with folios of all sizes it is chance what comes back."""
+    monkeypatch.setattr(thp_sizes, "refused", lambda: "")
+    steps = from_text(f"world x86-64\nthp_sizes sizes=4\n{call} advice=pageout\n")
+    assert "comes back whole" in expressible(steps, Depth.PAGES)
+    assert expressible(from_text(f"world x86-64\n{call} advice=pageout\n"), Depth.PAGES) == ""
+
+
+def test_limits_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hard limit is not raised; where there is none, every limit can be set."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
+    text = "world x86-64\nsetrlimit resource={} pages={}\n"
+    refused = [
+        bool(expressible(from_text(text.format(name, pages))))
+        for name, pages in (("memlock", 256), ("memlock", 257), ("stack", 256), ("as", 1), ("data", 1))
+    ]
+    assert refused == [False, True, False, True, True]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 20, resource.RLIM_INFINITY))
+    assert expressible(from_text(text.format("as", 1))) == ""
