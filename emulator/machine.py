@@ -101,7 +101,7 @@ class Machine:
     def _make_file(self, label: int) -> File:
         lock = self.sched.rwsem("i_mmap_rwsem", self.sched)
         memory = label == MEMFD
-        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, lock, shmem=memory, noreserve=memory)
+        mapping = AddressSpace(label, FILE_PAGES << PAGE_SHIFT, lock, shmem=memory, noreserve=memory, unlinked=memory)
         return File(label, mapping, "memfd" if memory else f"file{label}")
 
     # ---- running a workload

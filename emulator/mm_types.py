@@ -70,14 +70,33 @@ class AddressSpace:
     ``pages`` and ``swapped`` (the two kinds of entries of i_pages) change under the lock of the folio concerned.
     """
 
-    __slots__ = ("holes", "i_mmap", "i_mmap_rwsem", "label", "noreserve", "pages", "shmem", "size", "swapped")
+    __slots__ = (
+        "holes",
+        "i_mmap",
+        "i_mmap_rwsem",
+        "label",
+        "noreserve",
+        "pages",
+        "shmem",
+        "size",
+        "swapped",
+        "unlinked",
+    )
 
     def __init__(
-        self, label: int, size: int, i_mmap_rwsem: RwSem, *, shmem: bool = False, noreserve: bool = False
+        self,
+        label: int,
+        size: int,
+        i_mmap_rwsem: RwSem,
+        *,
+        shmem: bool = False,
+        noreserve: bool = False,
+        unlinked: bool = False,
     ) -> None:
         self.label = label  # which file of the workload
         self.size = size  # bytes; access beyond is SIGBUS
         self.shmem = shmem
+        self.unlinked = unlinked  # of shmem: it is in no folder, so its mappings are anonymous memory
         self.noreserve = noreserve  # of shmem: each page is charged when it comes, not all of them at once
         self.pages: dict[int, Folio] = {}  # i_pages: page index to folio
         self.holes: dict[int, None] = {}  # of a file on a disk: numbers of pages that it has no more, which are zeros

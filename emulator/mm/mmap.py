@@ -311,7 +311,9 @@ def mmap_new_area(
     area = VmAreaStruct(mm, vms.start, vms.end, pgoff, vm_flags)
     if file is not None:
         area.vm_file = file
-        area.vm_ops = shmem.SHMEM_VM_OPS if file.f_mapping.shmem else GENERIC_FILE_VM_OPS
+        area.vm_ops = GENERIC_FILE_VM_OPS
+        if file.f_mapping.shmem:
+            shmem.shmem_mmap(area, file.f_mapping)
     elif vm_flags & VM_SHARED and shmem.shmem_zero_setup(area):
         return None
     linked = not vma_link.vma_link(area)

@@ -30,8 +30,13 @@ def shmem_mapping(folio: Folio) -> AddressSpace | None:
 
 
 def vma_is_anon_shmem(area: VmAreaStruct) -> bool:
-    """Is it memory that was mapped shared and anonymous?"""
+    """Is it a mapping of a file of memory that is in no folder: shared anonymous memory, or a memfd?"""
     return area.vm_ops is SHMEM_ANON_VM_OPS
+
+
+def shmem_mmap(area: VmAreaStruct, mapping: AddressSpace) -> None:
+    """A file of memory is mapped by what ``area`` is to be."""
+    area.vm_ops = SHMEM_ANON_VM_OPS if mapping.unlinked else SHMEM_VM_OPS
 
 
 # ---- accounting (pages)
@@ -76,6 +81,7 @@ def shmem_zero_setup(area: VmAreaStruct) -> int:
         m.sched.rwsem("i_mmap_rwsem", m.sched),
         shmem=True,
         noreserve=bool(area.vm_flags & VM_NORESERVE),
+        unlinked=True,
     )
     if not shmem_acct_size(mm, mapping):
         return -ENOMEM

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from emulator.mm_types import VM_ACCESS_FLAGS, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SEALED
 from emulator.uapi import EAGAIN, EBADF, EFAULT, EINVAL, ENOMEM, ENOSYS, EPERM, result_name
-from emulator.workload import SHARED_MEMORY
+from emulator.workload import is_memory
 from oracle.specification.lock import may_lock
 from oracle.specification.page import (
     KIND,
@@ -65,8 +65,8 @@ def set_vma_name(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal
 
 
 def can_be_named(page: Page, profile: Profile) -> bool:
-    """Is it anonymous memory that may have a name?"""
-    return page.backing is None or (page.backing.file >= SHARED_MEMORY and profile.anon_shmem_name)
+    """Is it anonymous memory that may have a name? So is a file of memory that is in no folder (shmem_mmap)."""
+    return page.backing is None or (is_memory(page.backing.file) and profile.anon_shmem_name)
 
 
 def mbind(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:

@@ -22,6 +22,7 @@ from emulator.uapi import (
     MAP_GROWSDOWN,
     MAP_NORESERVE,
     MAP_POPULATE,
+    MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
     MREMAP_DONTUNMAP,
@@ -176,6 +177,19 @@ def test_it_may_have_a_name_and_be_locked() -> None:
     assert world.do("mlock", 0, 4) == 0
     assert world.do("madvise", 0, 4, MADV_PAGEOUT) == -EINVAL
     assert world.do("madvise", 0, 4, MADV_DONTNEED) == -EINVAL
+
+
+def test_a_memfd_and_shared_memory_that_is_mapped_anew_have_names_too() -> None:
+    """What makes a file of memory anonymous is that it is in no folder (shmem_mmap)."""
+    world = World()
+    world.mmap(0, 1, RW, MAP_SHARED | MAP_FIXED, MEMFD + 1)
+    world.mmap(2, 1, RW, MAP_PRIVATE | MAP_FIXED, MEMFD + 1)
+    world.mmap(4, 1, RW, MAP_SHARED | MAP_FIXED)
+    assert world.do("remap_file_pages", 4, 1, 0) == 0
+    for page in (0, 2, 4):
+        assert world.do("set_vma_name", page, 1, 1) == 0
+    world.mmap(6, 1, RW, MAP_SHARED | MAP_FIXED, 1)
+    assert world.do("set_vma_name", 6, 1, 1) == -EBADF
 
 
 def test_old_kernels_name_only_private_memory() -> None:

@@ -23,7 +23,7 @@ from emulator.uapi import (
     PROT_READ,
     SIGSEGV,
 )
-from emulator.workload import Op, Outcome, Step, Workload
+from emulator.workload import MEMFD, Op, Outcome, Step, Workload
 from oracle.judge import Judge
 from oracle.specification.failure import left_in_part, settle
 from oracle.specification.page import NAME, NAME_SHIFT, POLICY, POLICY_SHIFT, Page
@@ -136,8 +136,11 @@ def test_shared_memory_has_names_in_newer_kernels(bench: Attributes) -> None:
     bench.map(20, 2, flags=MAP_SHARED | MAP_FIXED)
     bench.do("set_vma_name", 20, 1, 1)
     assert bench.kept(NAME, 20, 21) == [1 << NAME_SHIFT, 0]
+    bench.map(22, 2, file=MEMFD + 1)
+    bench.do("set_vma_name", 22, 1, 1)
     bench.without(anon_shmem_name=False)
     bench.do("set_vma_name", 20, 1, 1, ret=-EBADF)
+    bench.do("set_vma_name", 22, 1, 1, ret=-EBADF)
 
 
 def test_names(bench: Attributes) -> None:
