@@ -11,7 +11,7 @@ may find the pages empty and no guard yet. Pages of a private file mapping may b
 as it was then. remap_file_pages gives up if the mapping has changed since it first looked. UFFDIO_COPY, ZEROPAGE, MOVE
 and POISON fill or move one page after the other, and others come in between; each page is then an operation of its
 own, and what COPY copies may have been read before others came. An access faults first, and UFFDIO_WRITEPROTECT may
-come before it tries again.
+come before it tries again; so may whoever makes memory inaccessible down to which a stack has just grown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from emulator.uapi import EFAULT, EINVAL, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MLOCK_ONFAULT, SIGBUS
+from emulator.uapi import (
+    EFAULT,
+    EINVAL,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MLOCK_ONFAULT,
+    SIGBUS,
+    SIGSEGV,
+)
 from emulator.workload import FOLL_WRITE, OPS, Domain, Op, Outcome, token
 from oracle.comparison import Table, VisibleOracle, is_copy, spans_of
 from oracle.contents import pack_data
@@ -80,7 +88,8 @@ class CollisionOracle:
         """
         search = _Search(self._visible, step, index, outcomes, table, completed)
         found = search.run(spec)
-        if found is None and any(op.kind in _TAKE_TURNS for op in step.ops):
+        grown = spec.stacks and any(map(_may_have_grown, step.ops, outcomes))
+        if found is None and (grown or any(op.kind in _TAKE_TURNS for op in step.ops)):
             done = list(zip(step.ops, outcomes, strict=True))
             parts = [_pages(op, outcome) for op, outcome in done]
             found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
@@ -106,6 +115,8 @@ def _pages(op: Op, outcome: Outcome) -> list[Part]:
         calls = ranges(op)
         if sum(call.args[1] for call in calls) == outcome.ret:
             return [(call, Outcome(0, None, outcome.injected)) for call in calls]
+    if _may_have_grown(op, outcome):
+        return [(Op("read", op.proc, op.args[:1]), Outcome(0, ())), (op, outcome)]  # zeros, and the access after them
     if op.kind not in PAGE_BY_PAGE or outcome.ret < 1:
         return [(op, outcome)]
     moving = [domain is Domain.PAGE for _, domain in OPS[op.kind].args]
@@ -116,6 +127,11 @@ def _pages(op: Op, outcome: Outcome) -> list[Part]:
         args[length] = 1
         parts.append((op._replace(args=tuple(args)), outcome._replace(ret=1, injected=False)))
     return parts
+
+
+def _may_have_grown(op: Op, outcome: Outcome) -> bool:
+    """Was this access refused, perhaps after a stack had grown down to it, when it was tried again?"""
+    return op.kind in ACCESSES and outcome.ret == SIGSEGV
 
 
 def _with_reads(parts: list[Part]) -> list[Part]:

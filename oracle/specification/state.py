@@ -67,6 +67,7 @@ class Specification:
         "forked",
         "frees",
         "limits",
+        "merged",
         "next_cell",
         "pins",
         "procs",
@@ -90,6 +91,7 @@ class Specification:
         self.next_cell = 1
         self.stacks = False  # there may be memory that grows down
         self.stack_moved = False  # and some of it may have been moved
+        self.merged = False  # equal pages may have been made one (ksm_scan)
         self.frees = False  # something may be, or have been, thrown away (MADV_FREE)
         self.choices = 0  # how often it turned out that the kernel had thrown something away
         self.unsettled: list[tuple[int, int]] = []  # (process, page) that the machine may show in one of two ways
@@ -108,6 +110,7 @@ class Specification:
         other.next_cell = self.next_cell
         other.stacks = self.stacks
         other.stack_moved = self.stack_moved
+        other.merged = self.merged
         other.frees = self.frees
         other.choices = self.choices
         other.unsettled = list(self.unsettled)
@@ -210,6 +213,7 @@ class Specification:
 
 
 def _kernel_activity(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    spec.merged = spec.merged or op.kind == "ksm_scan"
     return None  # it may do something or not; nobody may see it
 
 

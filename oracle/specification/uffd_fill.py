@@ -273,7 +273,7 @@ def _leaves(spec: Specification, known: Userfaults, number: int, page: Page, mod
             results.add(-EFAULT)  # a marker
     if may_be_there(spec, known, number, page):
         results.add(0)
-        if spec.forked or spec.pins or page.flags & VM_HUGEPAGE:
+        if spec.forked or spec.merged or spec.pins or page.flags & VM_HUGEPAGE:
             results.add(-EBUSY)  # perhaps it is shared, pinned, or part of something larger
     own = page.content
     if own is not None and own < 0 and any(pin.cell == -own for pin in spec.pins.values()):

@@ -7,12 +7,16 @@ import pytest
 from emulator.designs.mainline import Mainline
 from emulator.designs.mainline_fixed import MainlineFixed
 from emulator.uapi import (
+    EBUSY,
     EEXIST,
     EINVAL,
     MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_GUARD_INSTALL,
+    MADV_MERGEABLE,
     MADV_PAGEOUT,
     MAP_FIXED,
+    MAP_GROWSDOWN,
     MAP_PRIVATE,
     MAP_SHARED,
     MCL_CURRENT,
@@ -20,6 +24,7 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     PROT_READ,
     SIGBUS,
+    SIGSEGV,
 )
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch, Workload
 from oracle.finding import Finding, distinct
@@ -349,3 +354,32 @@ def test_what_was_copied_early_is_not_asked_of_the_reference() -> None:
     verdict = Judge(image(Mainline), image(Mainline)).run(work)
     assert signatures(verdict) == []
     assert "copied before" in " ".join(verdict.notes)
+
+
+def test_a_stack_that_grows_before_a_guard_comes() -> None:
+    """The store that has made it grow traps when it is tried again; without a stack there is no such excuse."""
+    guard = op("madvise", 9, 1, MADV_GUARD_INSTALL)
+    schedule = (Switch(0, "fault.folio_allocated", 1), Switch(1, "", 99))
+    stack = op("mmap", 10, 1, RW, MAP_PRIVATE | MAP_FIXED | MAP_GROWSDOWN, 0, 0)
+    work = workload(stack, Step((op("write", 9, 0), guard), schedule), op("read", 9))
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert [outcome.ret for outcome in verdict.outcomes[1]] == [SIGSEGV, 0]
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_merged_page_is_busy(scanned: bool) -> None:
+    """UFFDIO_MOVE wants pages that are the process's alone: after a scan it may find one that is not."""
+    scans = [op("ksm_scan", 0)] * 2 if scanned else []
+    work = workload(
+        mmap(10, 3),
+        op("fill", 10, 1),
+        op("fill", 11, 1),
+        op("madvise", 10, 2, MADV_MERGEABLE),
+        *scans,
+        op("uffd_register", 10, 3, 1),
+        op("uffd_move", 12, 10, 1, 0),
+    )
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert verdict.outcomes[-1][0].ret == (-EBUSY if scanned else 1)
