@@ -25,7 +25,7 @@ from emulator.mm_types import (
 from emulator.uapi import (
     ESRCH,
 )
-from emulator.workload import file_token, is_memory
+from emulator.workload import FOLL_LONGTERM, FOLL_WRITE, file_token, is_memory
 from oracle.specification import (
     accesses,
     attributes,
@@ -166,7 +166,7 @@ class Specification:
         if shown == other != kept:
             assert other is not None
             self.choices += 1
-            if page.content is not None and page.content < 0:
+            if page.content is not None and page.content < 0 and self._thrown_away_before(-page.content):
                 self.cells[-page.content] = other
             else:
                 page = Page(page.flags, page.backing, other, page.dropped)
@@ -177,6 +177,18 @@ class Specification:
         droppable = page.flags & VM_DROPPABLE
         page = pages[number] = Page(page.flags, page.backing, page.content, 0 if droppable else None)
         return page
+
+    def _thrown_away_before(self, cell: int) -> bool:
+        """A pinned page is not thrown away, so it was before the pins came. Has one of them then a page of its own?
+
+        Short pins for reading got the page of zeros, and promise nothing.
+        """
+        holders = [label for label, pin in self.pins.items() if pin.cell == cell]
+        if any(self.pins[label].flags & (FOLL_WRITE | FOLL_LONGTERM) for label in holders):
+            return True
+        for label in holders:
+            self.pins[label] = self.pins[label]._replace(cell=0)
+        return False
 
     # ---- one operation
 

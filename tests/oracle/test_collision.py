@@ -12,6 +12,7 @@ from emulator.uapi import (
     EINVAL,
     MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_MERGEABLE,
     MADV_PAGEOUT,
@@ -383,3 +384,21 @@ def test_a_merged_page_is_busy(scanned: bool) -> None:
     verdict = judge(Mainline, work)
     assert signatures(verdict) == []
     assert verdict.outcomes[-1][0].ret == (-EBUSY if scanned else 1)
+
+
+@pytest.mark.parametrize(("flags", "shared"), [(FOLL_PIN, True), (PIN, False)])
+def test_a_pin_of_what_has_just_been_thrown_away(flags: int, shared: bool) -> None:
+    """For reading it gets the page of zeros, as a child has it; for writing a page of the process's own."""
+    work = workload(
+        mmap(10, 1),
+        op("write", 10, 0),
+        op("madvise", 10, 1, MADV_FREE),
+        Step((op("reclaim", 10), op("gup_slow", 10, flags, 0)), FIRST_WHOLE),
+        op("fork", 1),
+        op("read", 10, proc=1),
+    )
+    verdict = judge(Mainline, work)
+    assert signatures(verdict) == []
+    assert verdict.outcomes[-1][0].data == ()
+    pin = verdict.machine.pins[0]
+    assert (pin.folio is verdict.machine.phys.zero_folio) == shared
