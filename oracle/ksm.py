@@ -62,9 +62,22 @@ class KsmPlaces:
         place_of = (leaf.mm.asid, leaf.address)
         if self._known.get(place_of) is folio:
             return False
-        if not self._may_be(leaf, folio, new=False):
+        if not self._may_be(leaf, folio, new=False) and not self._inherited(leaf, folio):
             return True
         self._known[place_of] = folio
+        return False
+
+    def _inherited(self, leaf: Leaf, folio: Folio) -> bool:
+        """Is it at this address in a relative too, where it was found or excused before a fork copied it?"""
+        vma = leaf.vma
+        assert vma is not None
+        if vma.anon_vma is None:
+            return False
+        for mm in self._observer.machine.procs.values():
+            if mm is not leaf.mm and self._known.get((mm.asid, leaf.address)) is folio:
+                other = mm.mm_mt.lookup(leaf.address)
+                if other is not None and other.anon_vma is not None and other.anon_vma.root is vma.anon_vma.root:
+                    return True
         return False
 
     def _may_be(self, leaf: Leaf, folio: Folio, *, new: bool) -> bool:
