@@ -5,9 +5,9 @@ its input it forks process 0, lets the processes run step after step, and answer
 each way for a whole workload: four bytes of length, then marshal. Ends at the end of its input.
 
 Answers are ``("done", fate, steps)``, a step being ``(result, contents, {label: (mappings, counts)}, pages)`` with the
-processes that the step can have changed (None: ended), or ``("error", text)``: something of ours is wrong. ``pages`` is
-None above the depth of pages, else ``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them, or
-empty: as after the step before.
+processes that the step can have changed (None: ended), ``("outgrown", text)``: another server is needed, or
+``("error", text)``: something of ours is wrong. ``pages`` is None above the depth of pages, else
+``({label: entries}, frames)`` of all processes, as ``PageReader`` gives them, or empty: as after the step before.
 
 At the depth of the reverse map the server says ``("look", step, {label: pid}, frame numbers)`` after each step, and the
 processes stand still until anything comes back. The kernel does not: it collapses, reclaims and migrates pages when it
@@ -48,6 +48,10 @@ Pages = tuple[dict[int, list[tuple[int, int]]], Frames]
 
 SYS_GETCPU: Final = 309
 _LENGTH: Final = 4  # bytes before each message
+
+
+class NotEmptyError(Exception):
+    """The last workload had so many pages that the heap did not do, and memory of ours lies in the arena."""
 
 
 class Server:
@@ -117,7 +121,7 @@ class Run:
             execute(server.context, self.channels, server.pid)
         self._add(0, pid)
         if self._look(0) != ([], server.empty):
-            raise RuntimeError(
+            raise NotEmptyError(
                 f"the arena is not empty before the first step: {self._look(0)}, not {server.empty}"
             )
 
@@ -245,6 +249,8 @@ def main() -> None:
             try:
                 fate, steps = server.run(*request)
                 answer: tuple[Any, ...] = ("done", fate, steps)
+            except NotEmptyError as error:
+                answer = ("outgrown", str(error))
             except (OSError, RuntimeError, ValueError) as error:
                 answer = ("error", f"{type(error).__name__}: {error}")
             write_message(1, answer)

@@ -118,7 +118,7 @@ class LiveSystem:
         with thp_sizes.undisturbed(workload):
             return self._run(workload)
 
-    def _run(self, workload: Workload) -> LiveRun:
+    def _run(self, workload: Workload, *, again: bool = False) -> LiveRun:
         if self._server is None:
             self._start()
         assert self._server is not None
@@ -136,7 +136,10 @@ class LiveSystem:
             answer = None
         if answer is None:
             return LiveRun((), self._fate_of_server())
-        if answer[0] == "error":
+        if answer[0] == "outgrown" and not again:
+            self._end_server()
+            return self._run(workload, again=True)
+        if answer[0] in ("error", "outgrown"):
             self._end_server()
             raise InternalError(f"live oracle: {answer[1]}")
         _, fate, steps = answer

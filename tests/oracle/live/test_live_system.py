@@ -244,3 +244,13 @@ def test_a_workload_stays_on_one_cpu() -> None:
         assert live._server is not None
         live.run(workload("mmap addr=4 len=4 prot=rw flags=private|fixed", "write addr=4 at=0"))
         assert len(os.sched_getaffinity(live._server.pid)) == 1
+
+
+def test_a_server_that_has_outgrown_its_heap_is_replaced() -> None:
+    """A workload of a hundred thousand pages, all of them seen after each step: the next one finds an empty arena."""
+    many = [f"madvise addr=0 len={pages} advice=populate_write" for pages in (60_000, 60_001, 60_002, 60_003)]
+    with LiveSystem(Depth.PAGES) as live:
+        live.run(workload("mmap addr=0 len=100000 prot=rw flags=private|fixed", *many, "munmap addr=0 len=100000"))
+        run = live.run(workload("mmap addr=4 len=4 prot=rw flags=private|fixed"))
+        assert run.fate == ""
+        assert len(run.steps) == 1
