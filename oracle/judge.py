@@ -103,9 +103,10 @@ class Judge:
             return run.oops(error, place)
 
     def _one_after_the_other(self, workload: Workload, verdict: Verdict, collision: Finding) -> Verdict:
-        """A collision that no order explains, where some order by itself breaks a promise: that is the finding.
+        """A collision that no order explains, where some order by itself breaks the specification: that is the finding.
 
-        So a flaw that wants nobody beside it has one signature, whoever runs beside.
+        So a flaw that wants nobody beside it has one signature, whoever runs beside. What other oracles say of another
+        order is not what happened here, and would hide what did.
         """
         index = collision.step
         ops = workload.steps[index].ops
@@ -118,10 +119,11 @@ class Judge:
                 if not oops_place(error):
                     raise
                 continue  # what the kernel code stumbles over in this order only is not what happened
-            culprits = [f for f in found if f.ends_run and f.step >= index]
+            culprits = [f for f in found if f.oracle == "specification" and f.step >= index]
             if culprits:
                 first = culprits[0]
-                plain = first._replace(step=index, op=order[first.step - index])
+                detail = f"{first.detail} (when the operations run one after the other)"
+                plain = first._replace(step=index, op=order[first.step - index], detail=detail)
                 findings = [plain if f is collision else f for f in verdict.findings]
                 return verdict._replace(findings=tuple(distinct(findings)))
         return verdict

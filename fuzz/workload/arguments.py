@@ -214,8 +214,8 @@ class Arguments:
         """Where the heap is to end: a little further or nearer, at times not at all in the heap."""
         rng = self.rng
         end = sketch.heaps.get(proc, self.places.heap)
-        if rng.random() < 0.1:
-            return self.places.page()
+        if rng.random() < 0.1:  # but no gigabyte, which locked memory would fault in page by page
+            return min(self.places.page(), end + 2 * self.places.huge)
         page = end + rng.choice((1, 1, 2, 3, self.places.huge, -1, -2, self.places.heap - end))
         return min(max(page, 0), self.places.arena - 1)
 

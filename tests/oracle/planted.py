@@ -145,6 +145,13 @@ def munmap_by_halves(mm: MmStruct, start: int, length: int) -> int:
     return 0
 
 
+def stop_where_nothing_is_mapped(mm: MmStruct, start: int, length: int, advice: int) -> int:
+    """A BUG_ON that only a certain order meets."""
+    if mm.mm_mt.lookup(start) is None:
+        raise KernelBug("planted-bug", "the kernel cannot go on", mm.machine.phys.zero_folio)
+    return 0
+
+
 def keep_the_lock(mm: MmStruct, start: int, length: int) -> int:
     """munmap that never lets go of mmap_lock."""
     mm.mmap_lock.down_write()
@@ -325,6 +332,14 @@ class RefusesToGrow(Design):
 class LowPlaces(Design):
     name = "low-places"
     replaces: ClassVar = {"mmap.get_unmapped_area": low_places}
+
+
+class MunmapByHalvesAndStops(Design):
+    name = "munmap-by-halves-and-stops"
+    replaces: ClassVar = {
+        "munmap.sys_munmap": munmap_by_halves,
+        "madvise.do_madvise": stop_where_nothing_is_mapped,
+    }
 
 
 class MunmapByHalves(Design):

@@ -402,3 +402,16 @@ def test_a_pin_of_what_has_just_been_thrown_away(flags: int, shared: bool) -> No
     assert verdict.outcomes[-1][0].data == ()
     pin = verdict.machine.pins[0]
     assert (pin.folio is verdict.machine.phys.zero_folio) == shared
+
+
+def test_what_another_order_meets_does_not_hide_the_collision() -> None:
+    """Where the operations run one after the other, one order ends in a bug of the kernel: here that did not happen."""
+    work = workload(
+        mmap(10, 4),
+        Step(
+            (op("munmap", 10, 4), mmap(10, 4), op("madvise", 10, 1, MADV_DONTNEED)),
+            (Switch(2, "", 99), Switch(0, "planted.half", 1), Switch(1, "", 99)),
+        ),
+    )
+    found = signatures(judge(planted.MunmapByHalvesAndStops, work))
+    assert [one.split(":")[0] for one in found] == ["collision/no-serial-order"]
