@@ -123,12 +123,13 @@ def test_what_a_design_gains(design: type[Design], flags: str, missed: dict[str,
     assert last_step(text, design, "5.17" if design is Matena2022 else "6.18").missed == missed
 
 
+@pytest.mark.parametrize("write", ["", "write addr=0 at=0\n"], ids=["untouched", "one_faulted"])
 @pytest.mark.parametrize(("design", "missed"), [(Mainline, 0), (EightCase, 1)])
-def test_what_a_design_never_tries(design: type[Design], missed: int) -> None:
+def test_what_a_design_never_tries(design: type[Design], missed: int, write: str) -> None:
     """Growth in place does not merge in 5.17 with what it then touches: nothing stands in the way, and it is seen."""
     text = (
         "mmap addr=0 len=2 prot=rw flags=private|fixed\nmmap addr=3 len=2 prot=rw flags=private|fixed\n"
-        "mremap addr=0 old_len=2 new_len=3 flags=0 new_addr=0"
+        f"{write}mremap addr=0 old_len=2 new_len=3 flags=0 new_addr=0"
     )
     assert last_step(text, design).missed[Cause.NOTHING.value] == missed
 
