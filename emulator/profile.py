@@ -90,8 +90,9 @@ class Profile(NamedTuple):
 
     # ---- mmap (mm/mmap.c, since 6.11 mm/vma.c)
     # A MAP_FIXED mapping takes over the charge of what it replaces, and replaces nothing when the rest cannot be
-    # charged: since 6.12 (L. Howlett, "Avoid MAP_FIXED gap exposure"). Before, the old mappings went first, whatever
-    # came then. (When the new mapping fails later, newer kernels lose that charge: docs/mainline-findings.md.)
+    # charged: since 6.12 (L. Howlett, "Avoid MAP_FIXED gap exposure"). Before, once the limits of the process allowed
+    # it, the old mappings went, whatever came then. (When the new mapping fails later, newer kernels lose that charge:
+    # docs/mainline-findings.md.)
     mmap_takes_over_charge: bool = True
     # MAP_STACK keeps huge pages out, so a thread's stack does not merge with a heap beside it: since 6.7 (Y. Shi, "mm:
     # mmap: map MAP_STACK to VM_NOHUGEPAGE").

@@ -244,7 +244,10 @@ def get_unmapped_area(mm: MmStruct, file: File | None, addr: int, length: int, p
 
 
 def munmap_vma_range(mm: MmStruct, addr: int, end: int, vm_flags: int) -> int:
-    """Old kernels: unmap what a new mapping of [addr, end) replaces, before anything but its size is looked at."""
+    """Old kernels: unmap what a new mapping of [addr, end) replaces, before anything but its size is looked at.
+
+    Its size is asked about once, with what goes still there: also what was no data counts against the limit of data.
+    """
     replaced = mm.mm_mt.overlapping(addr, end)
     pages = sum(min(old.vm_end, end) - max(old.vm_start, addr) for old in replaced) >> PAGE_SHIFT
     if not may_expand_vm(mm, vm_flags, ((end - addr) >> PAGE_SHIFT) - pages):
@@ -268,7 +271,7 @@ def mmap_region(mm: MmStruct, file: File | None, addr: int, length: int, vm_flag
     error = munmap.vms_gather_munmap_vmas(vms)
     if error:
         return error
-    if not may_expand_vm(mm, vm_flags, pages - vms.nr_pages):
+    if m.profile.mmap_takes_over_charge and not may_expand_vm(mm, vm_flags, pages - vms.nr_pages):
         return -ENOMEM
     charged = 0
     if accountable_mapping(file, vm_flags):

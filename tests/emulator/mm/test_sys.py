@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.emulator.kernel_world import World
+from emulator.designs.mainline import Mainline
+from emulator.profile import PROFILES
+from emulator.workload import Workload
+from oracle.judge import Judge
+from tests.emulator.kernel_world import World, kernel_image
 from tests.emulator.mm.uffd_world import run
 
 MEMORY = "mmap 0 4 rw private|fixed 0 0; mmap 8 4 r private|fixed 0 0 = 8; "
@@ -73,3 +77,35 @@ def test_children() -> None:
         proc=1,
     )
     run(world, "mmap 17 1 r private|fixed 0 0 = ENOMEM")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    ("script", "layout"),
+    [
+        # eight pages of data, one of shared memory: whatever is replaced makes room, data or not
+        ("setrlimit data 14; mmap 8 7 rw private|fixed 0 0 = 8", [(0, 15)]),
+        ("setrlimit data 13; mmap 8 7 rw private|fixed 0 0 = ENOMEM", [(0, 8), (8, 1)]),
+        ("setrlimit as 15; mmap 8 7 rw private|fixed 0 0 = 8", [(0, 15)]),
+        ("setrlimit as 14; mmap 8 7 rw private|fixed 0 0 = ENOMEM", [(0, 8), (8, 1)]),
+        # what cannot be written, and a hole behind it
+        ("mmap 9 1 r private|fixed 0 0 = 9; setrlimit data 10; mmap 8 4 rw private|fixed 0 0 = 8", [(0, 12)]),
+        ("mmap 9 1 r private|fixed 0 0 = 9; setrlimit data 9; mmap 8 4 rw private|fixed 0 0 = ENOMEM",
+         [(0, 8), (8, 1), (9, 1)]),
+        # data over data, with what is replaced cut out of a larger mapping
+        ("setrlimit data 8; mmap 2 4 rwx private|fixed 0 0 = 2", [(0, 2), (2, 4), (6, 2), (8, 1)]),
+        ("setrlimit data 7; mmap 0 9 rw private|fixed 0 0 = ENOMEM", [(0, 8), (8, 1)]),
+        ("setrlimit data 9; mmap 7 3 rw private|fixed 0 0 = 7", [(0, 10)]),
+        # nothing is asked where nothing is data
+        ("setrlimit data 1; mmap 8 7 r private|fixed 0 0 = 8", [(0, 8), (8, 7)]),
+    ],
+)  # fmt: skip
+def test_what_is_replaced_makes_room(profile: str, script: str, layout: list[tuple[int, int]]) -> None:
+    """Every kernel asks once, with what is still there, and takes off what is to go: 5.17 unmaps it only then."""
+    world = World(profile=profile)
+    run(world, "mmap 0 8 rw private|fixed 0 0; mmap 8 1 rw shared|fixed 0 0 = 8; " + script)
+    assert world.layout() == layout
+    world.check()
+    verdict = Judge(kernel_image(Mainline), profile=profile).run(Workload("small8", tuple(world.steps)))
+    assert not verdict.findings
