@@ -420,6 +420,8 @@ class Folio:
         "lru",
         "mapcounts",
         "mapping",
+        "mlock_count",
+        "mlocked",
         "mm_ids",
         "mm_ids_shared",
         "nr_pages",
@@ -431,6 +433,7 @@ class Folio:
         "swap",
         "swapbacked",
         "swapcache",
+        "unevictable",
         "uptodate",
         "writeback",
     )
@@ -464,6 +467,9 @@ class Folio:
         self.freed = False
         self.lock = lock
         self.lru = True  # PG_lru: clear while reclaim or migration has it isolated; only one of them can
+        self.mlocked = False  # PG_mlocked: in a VM_LOCKED VMA; may stay when that is unlocked
+        self.unevictable = False  # PG_unevictable: on the list that reclaim does not look at
+        self.mlock_count = 0  # how many VM_LOCKED VMAs map it, while unevictable; may be too low
         self.content: list[PageContent] = [{} for _ in range(self.nr_pages)]
 
     @property

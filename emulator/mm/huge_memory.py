@@ -32,6 +32,7 @@ from emulator.mm import (
     fs_userfaultfd,
     huge_memory_zero,
     memory,
+    mlock_folio,
     mprotect,
     pgtable_generic,
     rmap,
@@ -120,6 +121,7 @@ def thp_vma_allowable_collapse(vma: VmAreaStruct) -> bool:
 def map_anon_folio_pmd(folio: Folio, pmd: PageTable, slot: int, vma: VmAreaStruct, haddr: int) -> None:
     """Map a new huge page, exclusive, dirty and as writable as the VMA. The lock of ``pmd`` is held."""
     rmap_counts.folio_add_new_anon_rmap_pmd(folio, vma, haddr, True)
+    mlock_folio.folio_add_lru_vma(folio, vma)
     flags = vma_ops.vm_page_prot(vma.vm_flags) | PSE | ACCESSED | DIRTY
     if vma.vm_flags & VM_WRITE:
         flags |= RW

@@ -61,11 +61,13 @@ def split_unmapped_folio(m: Machine, folio: Folio, lock_at: int) -> None:
         page.swapbacked = folio.swapbacked
         page.lock.owner = owner
         page.lru = i > 0 or folio.lru
+        page.mlocked, page.unevictable = folio.mlocked, folio.unevictable
         if swapcache:
             page.refcount += 1
             page.swapcache = True
             page.swap = slot + i
             swap_state.replace_in_swap_cache(m, folio, page)
+    small[0].mlock_count = folio.mlock_count  # the others begin anew
     folio.refcount = 0
     folio.swapcache = False
     folio.lock.owner = None

@@ -14,9 +14,7 @@ from emulator.hw.pte import (
     ACCESSED,
     DIRTY,
     MARKER_GUARD,
-    PFN_SHIFT,
     PRESENT,
-    RW,
     SOFTLEAF_MARKER,
     SPECIAL,
     is_guard,
@@ -60,25 +58,6 @@ def locked_tables(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTabl
 # ---- MADV_PAGEOUT, MADV_COLD
 
 
-def folio_pte_batch(folio: Folio, table: PageTable, slot: int, pte: int, most: int) -> int:
-    """How many entries from ``slot`` on map consecutive pages of the folio, at least 1 and at most ``most``.
-
-    Whether they are young, dirty or writable does not count.
-    """
-    ignored = ACCESSED | DIRTY | RW
-    most = min(most, folio.pfn + folio.nr_pages - pte_pfn(pte))
-    expected = pte | ignored
-    entries = table.entries
-    nr = 1
-    while nr < most:
-        expected += 1 << PFN_SHIFT
-        entry: int = entries.get(slot + nr, 0)  # type: ignore[assignment]
-        if entry | ignored != expected or not entry & PRESENT:
-            break
-        nr += 1
-    return nr
-
-
 def split_locked_folio(m: Machine, folio: Folio) -> bool:
     """Split a large folio that the caller has locked and referenced; lock and reference are given back."""
     first = folio.pfn
@@ -103,7 +82,12 @@ class ColdOrPageout:
         self.folios: list[Folio] = []  # isolated, to be reclaimed
 
     def isolate(self, folio: Folio) -> None:
-        if self.pageout and vmscan.folio_isolate_lru(folio):
+        """Take a folio for reclaim, unless it is of the unevictable list, where it is put back."""
+        if not self.pageout or not vmscan.folio_isolate_lru(folio):
+            return
+        if folio.unevictable:
+            vmscan.folio_putback_lru(self.area.vm_mm.machine, folio)
+        else:
             self.folios.append(folio)
 
     def reclaim(self) -> None:
@@ -177,7 +161,7 @@ class ColdOrPageout:
                 continue
             nr = 1
             if folio.order:
-                nr = folio_pte_batch(folio, table, pte_slot, pte, (end - addr) >> PAGE_SHIFT)
+                nr = memory.folio_pte_batch(folio, table, pte_slot, pte, (end - addr) >> PAGE_SHIFT)
                 if nr < folio.nr_pages:
                     # partly in the range, or partly mapped: only its pages can be handled
                     if not self.may_split(folio):
@@ -209,7 +193,7 @@ def folio_mark_lazyfree(folio: Folio) -> None:
 
     Linux collects folios in batches before it does this; nobody can tell.
     """
-    if folio.anon and folio.swapbacked and folio.lru and not folio.swapcache:
+    if folio.anon and folio.swapbacked and folio.lru and not folio.swapcache and not folio.unevictable:
         folio.swapbacked = False
 
 

@@ -12,13 +12,14 @@ from typing import Final
 from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
-from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, UFFD_WP, mk_pte
+from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, UFFD_WP, mk_pte, pte_pfn
 from emulator.mm import (
     filemap,
     fs_userfaultfd,
     huge_memory,
     memory_swap,
     memory_wp,
+    mlock_folio,
     pagewalk,
     pgtable_generic,
     rmap,
@@ -79,6 +80,25 @@ def vm_normal_folio(vma: VmAreaStruct, addr: int, pte: int) -> Folio | None:
     if folio.freed:
         raise KernelBug("use-after-free", f"the entry at {addr:#x} maps a frame that has been freed", folio)
     return folio
+
+
+def folio_pte_batch(folio: Folio, table: PageTable, slot: int, pte: int, most: int) -> int:
+    """How many entries from ``slot`` on map consecutive pages of the folio, at least 1 and at most ``most``.
+
+    Whether they are young, dirty or writable does not count.
+    """
+    ignored = ACCESSED | DIRTY | RW
+    most = min(most, folio.pfn + folio.nr_pages - pte_pfn(pte))
+    expected = pte | ignored
+    entries = table.entries
+    nr = 1
+    while nr < most:
+        expected += 1 << PFN_SHIFT
+        entry: int = entries.get(slot + nr, 0)  # type: ignore[assignment]
+        if entry | ignored != expected or not entry & PRESENT:
+            break
+        nr += 1
+    return nr
 
 
 def page_of(folio: Folio, pte: int) -> int:
@@ -211,6 +231,7 @@ def do_anonymous_page(vmf: VmFault) -> int:
         return fs_userfaultfd.handle_userfault(vmf)
     swap.folio_ref_add(folio, nr - 1)
     rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address & -(nr << PAGE_SHIFT), True)
+    mlock_folio.folio_add_lru_vma(folio, vma)
     prot |= DIRTY | (RW if vma.vm_flags & VM_WRITE and not prot & UFFD_WP else 0)
     for i in range(nr):
         vmf.table.set(first + i, mk_pte(folio.pfn + i, prot))
@@ -231,6 +252,7 @@ def finish_fault(vmf: VmFault, folio: Folio, cow: bool) -> int:
         flags |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
     if cow:
         rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
+        mlock_folio.folio_add_lru_vma(folio, vma)
     else:
         rmap_counts.folio_add_file_rmap_pte(folio, 0, vma)
     vmf.table.set(vmf.slot, mk_pte(folio.pfn, flags))

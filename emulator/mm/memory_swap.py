@@ -72,7 +72,7 @@ def should_try_to_free_swap(vmf: memory.VmFault, folio: Folio, references: int) 
     """
     if not folio.swapcache:
         return False
-    if vmf.vma.vm_flags & VM_LOCKED:
+    if vmf.vma.vm_flags & VM_LOCKED or folio.mlocked:
         return True
     if folio.ksm or not vmf.flags & memory.FAULT_FLAG_WRITE:
         return False

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from emulator.geometry import PAGE_SIZE
 from emulator.hw.pte import ACCESSED, DIRTY, RW, SOFT_DIRTY, UFFD_WP, mk_pte
-from emulator.mm import fs_userfaultfd, memory, rmap, rmap_counts, swap, swap_state, userfaultfd_k
+from emulator.mm import (
+    fs_userfaultfd,
+    memory,
+    mlock_folio,
+    rmap,
+    rmap_counts,
+    swap,
+    swap_state,
+    userfaultfd_k,
+)
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_MAYSHARE, VM_SHARED, VM_WRITE, Folio, VmAreaStruct
 
@@ -72,6 +81,7 @@ def wp_page_copy(vmf: memory.VmFault, old: Folio | None, page: int) -> int:
     m.flush_tlb_range(vma.vm_mm, vmf.address, vmf.address + PAGE_SIZE)
     m.sched.point("fault.pte_cleared")
     rmap_counts.folio_add_new_anon_rmap(new, vma, vmf.address, True)
+    mlock_folio.folio_add_lru_vma(new, vma)
     vmf.table.set(vmf.slot, mk_pte(new.pfn, flags))
     if old is not None:
         # only now: who finds the old page unmapped here may reuse it

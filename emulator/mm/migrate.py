@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def try_to_map_unused_to_zeropage(folio: Folio, vma: VmAreaStruct, page: int, entry: int) -> int:
     """The entry that maps the zero page in place of a small page that holds nothing but zeros; 0: it stays mapped."""
-    if folio.order or folio.content[page] or vma.vm_flags & VM_LOCKED:
+    if folio.order or folio.content[page] or folio.mlocked or vma.vm_flags & VM_LOCKED:
         return 0
     prot = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | SPECIAL | entry & (SOFT_DIRTY | UFFD_WP)
     return mk_pte(vma.vm_mm.machine.phys.zero_folio.pfn, prot)

@@ -1,19 +1,23 @@
 """Locking memory (mm/mlock.c). Bytes.
 
-Locked pages are not on an LRU list of their own here: reclaim looks at VM_LOCKED of the VMAs that map a folio.
+What it does to folios is in ``mlock_folio.py``.
 """
 
 from __future__ import annotations
 
-from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, sys, vma, vma_modify
+from emulator.geometry import LEVEL_PTE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
+from emulator.hw.pgtable import PageTable
+from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
+from emulator.mm import gup_populate, memory, mlock_folio, pagewalk, pgtable_generic, sys, vma, vma_modify
 from emulator.mm_types import (
     VM_DROPPABLE,
     VM_HUGETLB,
+    VM_IO,
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_LOCKONFAULT,
     VM_SPECIAL,
+    Folio,
     MmStruct,
     VmAreaStruct,
 )
@@ -24,6 +28,50 @@ from emulator.workload import RLIMIT_MEMLOCK
 def can_do_mlock(mm: MmStruct) -> bool:
     """Is any locking allowed at all: RLIMIT_MEMLOCK is not 0, or does not bind."""
     return sys.rlimit(mm, RLIMIT_MEMLOCK) != 0
+
+
+def allow_mlock_munlock(folio: Folio, area: VmAreaStruct, step: int) -> bool:
+    """May the folio, of which ``step`` pages lie in the range, be marked? Locking takes whole ones only."""
+    return not area.vm_flags & VM_LOCKED or step == folio.nr_pages
+
+
+def mlock_pte_range(area: VmAreaStruct, pmd: PageTable, slot: int, addr: int, end: int) -> None:
+    """Mark what one PMD entry maps of [addr, end) as locked, or no longer, as ``area`` now is."""
+    mark = mlock_folio.mlock_folio if area.vm_flags & VM_LOCKED else mlock_folio.munlock_folio
+    m = area.vm_mm.machine
+    pmd.ptl.lock()
+    entry = pmd.entries.get(slot, 0)
+    if not isinstance(entry, PageTable):
+        if entry & (PRESENT | SPECIAL) == PRESENT:
+            mark(m.phys.frames[pte_pfn(entry)])
+        pmd.ptl.unlock()
+        return
+    pmd.ptl.unlock()
+    table = pagewalk.pte_offset_map_lock(pmd, slot)
+    while addr < end and table is not None:
+        pte_slot = pgtable_generic.slot_of(area.vm_mm, addr, LEVEL_PTE)
+        pte: int = table.entries.get(pte_slot, 0)  # type: ignore[assignment]
+        folio = memory.vm_normal_folio(area, addr, pte) if pte & PRESENT else None
+        step = 1
+        if folio is not None:
+            if folio.order:
+                step = memory.folio_pte_batch(folio, table, pte_slot, pte, (end - addr) >> PAGE_SHIFT)
+            if allow_mlock_munlock(folio, area, step):
+                mark(folio)
+        addr += step * PAGE_SIZE
+    if table is not None:
+        table.ptl.unlock()
+
+
+def mlock_vma_pages_range(area: VmAreaStruct, start: int, end: int, newflags: int) -> None:
+    """[start, end) of a VMA gets ``newflags``, and its pages the mark that goes with it, or lose it.
+
+    Meanwhile VM_IO beside VM_LOCKED tells those who come by the rmap not to count the same page.
+    """
+    area.vm_flags = newflags | VM_IO if newflags & VM_LOCKED else newflags
+    for pmd, slot, addr, stop in pagewalk.pmd_ranges(area.vm_mm, start, end):
+        mlock_pte_range(area, pmd, slot, addr, stop)
+    area.vm_flags = newflags
 
 
 def mlock_fixup(
@@ -42,7 +90,11 @@ def mlock_fixup(
         mm.locked_vm -= pages
     elif not oldflags & VM_LOCKED:
         mm.locked_vm += pages
-    changed.vm_flags = newflags | changed.vm_flags & mm.machine.profile.vm_ignore_merge
+    newflags |= changed.vm_flags & mm.machine.profile.vm_ignore_merge
+    if newflags & VM_LOCKED and oldflags & VM_LOCKED:
+        changed.vm_flags = newflags  # its pages are locked already, and would be twice
+    else:
+        mlock_vma_pages_range(changed, start, end, newflags)
     return changed
 
 

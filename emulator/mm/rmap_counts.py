@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm import rmap
+from emulator.mm import mlock_folio, rmap
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import NO_MM, VM_DROPPABLE, AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import NO_MM, VM_DROPPABLE, VM_LOCKED, AnonVma, Folio, VmAreaStruct
 from emulator.uapi import EBUSY
 
 # ---- adding
@@ -144,6 +144,8 @@ def folio_add_anon_rmap_ptes(
     if exclusive:
         folio.anon_exclusive |= ((1 << nr) - 1) << page
     check_exclusive(folio, page, nr, vma)
+    if vma.vm_flags & VM_LOCKED and nr == folio.nr_pages:
+        mlock_folio.mlock_vma_folio(folio, vma)
 
 
 def folio_add_anon_rmap_pmd(folio: Folio, vma: VmAreaStruct, address: int, exclusive: bool) -> None:
@@ -153,6 +155,7 @@ def folio_add_anon_rmap_pmd(folio: Folio, vma: VmAreaStruct, address: int, exclu
     if exclusive:
         folio.anon_exclusive |= 1
     check_exclusive(folio, 0, folio.nr_pages, vma)
+    mlock_folio.mlock_vma_folio(folio, vma)
 
 
 def folio_add_file_rmap_pte(folio: Folio, page: int, vma: VmAreaStruct) -> None:
@@ -160,6 +163,8 @@ def folio_add_file_rmap_pte(folio: Folio, page: int, vma: VmAreaStruct) -> None:
     if folio.anon:
         vma.vm_mm.machine.warn("rmap-file-anon", f"{folio} is mapped as a file's, and is anonymous", folio)
     add_rmap_ptes(folio, page, 1, vma)
+    if vma.vm_flags & VM_LOCKED and folio.nr_pages == 1:
+        mlock_folio.mlock_vma_folio(folio, vma)
 
 
 # ---- removing
@@ -181,6 +186,8 @@ def folio_remove_rmap_ptes(folio: Folio, page: int, nr: int, vma: VmAreaStruct) 
         count_mappings(folio, -nr, vma)
         if last and not folio.entire_mapcount and any(mapcounts) and folio.anon:
             folio.partially_mapped = True
+    if vma.vm_flags & VM_LOCKED:
+        mlock_folio.munlock_vma_folio(folio, vma)
 
 
 def folio_remove_rmap_pmd(folio: Folio, vma: VmAreaStruct) -> None:
@@ -192,6 +199,7 @@ def folio_remove_rmap_pmd(folio: Folio, vma: VmAreaStruct) -> None:
     count_mappings(folio, -1, vma)
     if not folio.entire_mapcount and folio.anon and any(folio.mapcounts) and not all(folio.mapcounts):
         folio.partially_mapped = True
+    mlock_folio.munlock_vma_folio(folio, vma)
 
 
 # ---- fork

@@ -19,23 +19,29 @@ from emulator.hw.pte import (
     UFFD_WP,
     mk_softleaf,
 )
-from emulator.mm import huge_memory, page_vma_mapped, rmap, rmap_counts, swap
+from emulator.mm import huge_memory, mlock_folio, page_vma_mapped, rmap, rmap_counts, swap
 from emulator.mm_types import VM_DROPPABLE, VM_LOCKED, Folio, VmAreaStruct
 
 
 def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
     """Replace the entries of one VMA by swap entries; a file's pages are just unmapped. False ends the walk.
 
-    A page that may be pinned stays mapped, as do those of locked memory.
+    A page that may be pinned stays mapped, as do those of locked memory, where the folio is marked as mlocked, if it
+    was missed.
     """
     mm = vma.vm_mm
     m = mm.machine
+    stays, first, crossed = 0, None, False
     for table, slot, addr, entry in page_vma_mapped.page_vma_mapped_walk(
         folio, vma, address, sync=folio.order > 0
     ):
         if vma.vm_flags & VM_LOCKED:
-            table.ptl.unlock()
-            return False
+            stays += folio.nr_pages if table.level else 1
+            crossed = crossed or table is not (first or table)
+            first = table
+            if stays == folio.nr_pages and not crossed:  # all of it under one page-table lock
+                mlock_folio.mlock_vma_folio(folio, vma)
+            continue
         if table.level and folio.anon and not folio.swapbacked:
             if not huge_memory.unmap_huge_pmd_locked(vma, addr, table, slot, folio):
                 table.ptl.unlock()
@@ -65,7 +71,7 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
         rmap_counts.folio_remove_rmap_ptes(folio, page, 1, vma)
         swap.folio_put(m, folio)
         m.sched.point("unmap.page_unmapped")
-    return True
+    return not stays
 
 
 def may_discard(folio: Folio, vma: VmAreaStruct) -> bool:

@@ -28,6 +28,7 @@ from emulator.hw.pte import (
 )
 from emulator.mm import (
     fault,
+    mlock_folio,
     mprotect,
     pagewalk,
     pgtable_generic,
@@ -155,6 +156,7 @@ def mfill_atomic_install_pte(
     if not error:
         m.sched.point("uffd.pte_locked")
         rmap_counts.folio_add_new_anon_rmap(folio, area, addr, True)
+        mlock_folio.folio_add_lru_vma(folio, area)
         table.set(slot, mk_pte(folio.pfn, flags))
     table.ptl.unlock()
     return error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
-from emulator.mm import huge_memory_split, rmap_unmap, shmem, swap, swap_state
+from emulator.mm import huge_memory_split, mlock_folio, rmap_unmap, shmem, swap, swap_state
 from emulator.mm_types import Folio, MmStruct
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def folio_isolate_lru(folio: Folio) -> bool:
 
 def folio_putback_lru(m: Machine, folio: Folio) -> None:
     """Back to the LRU; the reference of the isolation goes."""
-    folio.lru = True
+    mlock_folio.lru_add(folio)
     swap.folio_put(m, folio)
 
 
@@ -142,6 +142,13 @@ def add_folio_to_swap(m: Machine, folio: Folio, folio_list: list[Folio]) -> tupl
     return folio, added
 
 
+def activate_locked(m: Machine, folio: Folio) -> Folio:
+    """The folio stays. One that is mlocked needs no space in swap."""
+    if folio.swapcache and folio.mlocked:
+        swap_state.folio_free_swap(m, folio)
+    return folio
+
+
 def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tuple[Folio, bool]:
     """Reclaim one isolated, locked folio: (the folio it became by a split, whether it is free to go).
 
@@ -149,6 +156,8 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
     on the way, when the folio has been written and somebody else locked it first.
     """
     point = m.sched.point
+    if not mlock_folio.folio_evictable(folio):
+        return activate_locked(m, folio), False
     if folio.writeback:
         return folio, False
     if folio.anon and folio.swapbacked and not folio.swapcache:
@@ -159,7 +168,7 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
     if folio.mapped():
         rmap_unmap.try_to_unmap(folio)
         if folio.mapped():
-            return folio, False
+            return activate_locked(m, folio), False
     point("reclaim.unmapped")
     # unmapped: no new pin can come now
     if folio.anon and not folio.swapbacked:

@@ -140,6 +140,8 @@ def _folio_flags(folio: Folio, i: int) -> frozenset[str]:
         names.append("swapcache")
     if folio.ksm:
         names.append("ksm")
+    if folio.mlocked:
+        names.append("mlocked")
     if folio.order:
         names += ["thp", "tail" if i else "head"]
     return frozenset(names)

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from emulator.geometry import GEOMETRIES, PAGE_SHIFT
-from oracle.live.processor import SYS_IOCTL, Processor
+from emulator.geometry import GEOMETRIES, PAGE_SHIFT, PAGE_SIZE
+from oracle.live.processor import SYS_IOCTL, SYS_MADVISE, Processor
 
 PM_PFN: Final = (1 << 55) - 1
 PM_EXCLUSIVE: Final = 1 << 56
@@ -23,6 +23,7 @@ PM_SWAP_TYPE: Final = 31
 PM_MARKER: Final = 31
 PM_MARKER_POISON: Final = 2 << 5
 
+_MADV_COLD: Final = 20
 _PAGEMAP_SCAN: Final = 0xC060_6610  # since Linux 6.7
 _PAGE_IS_FILE: Final = 1 << 2
 _PAGE_IS_PRESENT: Final = 1 << 3
@@ -56,6 +57,17 @@ class PageReader:
                 errno.EPERM, "/proc/self/pagemap hides frame numbers; be root, or compare maps only"
             )
         self.entries(pagemap)
+
+    def settle(self) -> None:
+        """Empty the batches of this CPU: what waits there to become mlocked, or evictable, becomes that now.
+
+        Most calls on locked memory do so themselves (lru_add_drain). MADV_COLD does before it looks at any page,
+        and makes none but a page of this object look unused.
+        """
+        page = ctypes.addressof(self._scan) & -PAGE_SIZE
+        result = self._processor.call(SYS_MADVISE, page, PAGE_SIZE, _MADV_COLD)
+        if result < 0:
+            raise OSError(-result, "MADV_COLD")
 
     def entries(self, pagemap: int) -> list[tuple[int, int]]:
         """(arena page, pagemap entry) of each page of the open ``pagemap`` that has something, page cache left out.

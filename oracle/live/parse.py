@@ -34,6 +34,7 @@ KPF_NAMES: Final = {
     1 << 16: "tail",
     1 << 21: "ksm",
     1 << 22: "thp",
+    1 << 33: "mlocked",
 }
 _KPF_THP: Final = 1 << 22  # beside _KPF_ZERO_PAGE: the huge page of zeros
 _KPF_ZERO_PAGE: Final = 1 << 24

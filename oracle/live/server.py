@@ -187,6 +187,7 @@ class Run:
 
     def _read_pages(self, reader: PageReader) -> Pages:
         """Entries by label, and what is known of the frames in them."""
+        reader.settle()
         entries = {label: reader.entries(files.pagemap) for label, files in sorted(self.proc_files.items())}
         return entries, reader.frames(set().union(*map(frame_numbers, entries.values())))
 

@@ -44,9 +44,8 @@ class PageView(NamedTuple):
     exclusive: bool  # present and mapped nowhere else (bit 56 of pagemap; not PageAnonExclusive)
     frame: int  # number of the frame or swap slot by first appearance in the step's views, -1 where there is none
     mapcount: int  # /proc/kpagecount; -1 where it cannot be known
-    flags: frozenset[
-        str
-    ]  # of /proc/kpageflags, those that the machine models: anon swapcache head tail ksm thp
+    # of /proc/kpageflags, those that the machine models: anon swapcache head tail ksm thp mlocked
+    flags: frozenset[str]
 
 
 class AnonView(NamedTuple):
