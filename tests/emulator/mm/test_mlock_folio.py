@@ -112,7 +112,7 @@ def test_reclaim_passes_over_a_mark_that_is_left() -> None:
 @pytest.mark.live
 @pytest.mark.parametrize(("isolated", "left"), [(False, True), (True, False)])
 def test_isolation_forgets_how_often_a_page_is_locked(isolated: bool, left: bool) -> None:
-    """A mark that was left and one of today are two; when reclaim has had the folio in its hand, one munlock takes it."""
+    """A mark that was left and one of today are two; when reclaim has had the folio in hand, one munlock takes it."""
     world = left_marked()
     if isolated:
         assert world.do("madvise", PAGE + 1, 1, MADV_PAGEOUT) == 0
@@ -152,7 +152,7 @@ def test_a_page_of_shared_memory_that_another_process_has_locked() -> None:
 
 
 def test_reclaim_marks_what_it_finds_locked_and_gives_its_swap_back() -> None:
-    """A page that was missed, as one that comes from swap: try_to_unmap_one sets the mark, activate_locked frees the slot."""
+    """A page that was missed, as one from swap, is marked by try_to_unmap_one; activate_locked frees its slot."""
     world = written()
     assert world.do("reclaim", PAGE) == 1
     assert world.do("mlock2", 0, 4, MLOCK_ONFAULT) == 0
