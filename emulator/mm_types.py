@@ -75,11 +75,13 @@ class AddressSpace:
         "i_mmap",
         "i_mmap_rwsem",
         "label",
+        "large_folios",
         "noreserve",
         "pages",
         "shmem",
         "size",
         "swapped",
+        "swapped_large",
         "unlinked",
     )
 
@@ -98,9 +100,12 @@ class AddressSpace:
         self.shmem = shmem
         self.unlinked = unlinked  # of shmem: it is in no folder, so its mappings are anonymous memory
         self.noreserve = noreserve  # of shmem: each page is charged when it comes, not all of them at once
-        self.pages: dict[int, Folio] = {}  # i_pages: page index to folio
+        self.pages: dict[int, Folio] = {}  # i_pages: page index to folio, one that is large for each of its pages
+        self.large_folios = False  # there are some in ``pages``, or have been
         self.holes: dict[int, None] = {}  # of a file on a disk: numbers of pages that it has no more, which are zeros
         self.swapped: dict[int, int] = {}  # of shmem: page index to the swap slot that holds it
+        # of shmem: index to order of large folios that were swapped out as a whole, in slots that follow each other
+        self.swapped_large: dict[int, int] = {}
         self.i_mmap: list[VmAreaStruct] = []  # VMAs that map it; protected by i_mmap_rwsem
         self.i_mmap_rwsem = i_mmap_rwsem
 
@@ -348,7 +353,6 @@ class MmStruct:
         "locked_vm",
         "machine",
         "map_count",
-        "max_map_count",
         "merge_any",
         "mm_mt",
         "mm_users",
@@ -374,7 +378,6 @@ class MmStruct:
         self.mm_mt = VmaTree()
         self.mmap_lock = mmap_lock
         self.map_count = 0  # VMAs; mmap_lock write
-        self.max_map_count: int | None = None  # VMAs that it may have; None: as the profile says
         self.total_vm = 0  # pages, likewise the rest
         self.data_vm = 0
         self.exec_vm = 0

@@ -191,8 +191,9 @@ class LifetimeOracle:
             cache = self._observer.machine.swap.cache
             refs += sum(cache.get(slot) is folio for slot in range(folio.swap, folio.swap + folio.nr_pages))
         mapping = folio.mapping
-        if mapping.__class__ is AddressSpace and mapping.pages.get(folio.index) is folio:
-            refs += folio.nr_pages
+        if mapping.__class__ is AddressSpace:
+            pages = mapping.pages
+            refs += sum(pages.get(i) is folio for i in range(folio.index, folio.index + folio.nr_pages))
         return refs
 
     def _check_freed(self, folio: Folio, mapped: int, step: int, found: list[Finding]) -> None:

@@ -40,13 +40,27 @@ def check_pages(machine: Machine, step: int) -> list[Finding]:
 
 def _wrong_page(machine: Machine, mapping: AddressSpace) -> tuple[str, str] | None:
     for index, folio in mapping.pages.items():
-        if folio.freed or folio.mapping is not mapping or folio.index != index:
+        if folio.freed or folio.mapping is not mapping or not folio.index <= index < folio.index + folio.nr_pages:
             return "file-page-lost", f"its page {index} is {folio}, which does not know of it"
         if index in mapping.swapped:
             return "file-page-twice", f"page {index} is in the page cache and in swap slot {mapping.swapped[index]}"
     for index, slot in mapping.swapped.items():
         if slot not in machine.swap.count:
             return "swap-use-after-free", f"page {index} is in swap slot {slot}, which is free"
+    return _wrong_large(mapping)
+
+
+def _wrong_large(mapping: AddressSpace) -> tuple[str, str] | None:
+    """A large folio has all its pages in the page cache; one that was swapped out as a whole, in slots in a row."""
+    for folio in {folio.pfn: folio for folio in mapping.pages.values() if folio.order}.values():
+        for index in range(folio.index, folio.index + folio.nr_pages):
+            if mapping.pages.get(index) is not folio:
+                return "file-page-lost", f"page {index} of {folio} is not in the page cache"
+    for head, order in mapping.swapped_large.items():
+        slots = [mapping.swapped.get(index) for index in range(head, head + (1 << order))]
+        first = slots[0]
+        if first is None or slots != list(range(first, first + (1 << order))):
+            return "file-swap-torn", f"pages {head} to {head + len(slots) - 1} were swapped out as one, to {slots}"
     return None
 
 

@@ -138,6 +138,7 @@ class Visible:
         got = self.content(vma, address, entry)
         if page.dropped is not None:
             page = spec.settle_dropped(pages, number, page, got)
+        spec.settle_overhang(page, got)
         want = spec.content(page)
         if got == want:
             if follows_file(page) and entry:
@@ -207,7 +208,9 @@ class Visible:
         entry = self.entry(mm, address)
         if is_guard(entry) or page.flags & GUARDED:
             return is_guard(entry) and page.flags & GUARDED != 0
-        if self.content(vma, address, entry) not in (spec.content(page), page.other()):
+        shown = self.content(vma, address, entry)
+        spec.settle_overhang(page, shown)
+        if shown not in (spec.content(page), page.other()):
             return False
         frame = entry >> PAGE_SHIFT if entry & PRESENT else -1
         return not spec.pins or self._pin_replaced(spec, label, number, page, frame) is None

@@ -113,7 +113,7 @@ def relocate_large_folio(
         return 0
     swap.folio_get(folio)
     table.ptl.unlock()
-    error = huge_memory_split.split_folio(folio)
+    error = huge_memory_split.split_folio(m, folio)
     m.sched.point("relocate.folio_split")
     table.ptl.lock()
     head = m.phys.frames[folio.pfn]

@@ -54,15 +54,18 @@ class PhysicalMemory:
         folio.freed = True
         del self.live[folio.pfn]
 
-    def split(self, folio: Folio) -> list[Folio]:
-        """Replace a large folio by small ones on the same frames; all counts are the caller's to set."""
+    def split(self, folio: Folio, orders: list[int]) -> list[Folio]:
+        """Replace a large folio by others, of these orders, on the same frames; all counts are the caller's to set."""
         del self.live[folio.pfn]
         folio.freed = True
-        small = []
-        for i in range(folio.nr_pages):
-            page = Folio(folio.pfn + i, 0, self.sched.folio_lock(self.sched))
-            page.content[0] = folio.content[i]
-            self.frames[page.pfn] = page
-            self.live[page.pfn] = page
-            small.append(page)
-        return small
+        pieces = []
+        first = 0
+        for order in orders:
+            piece = Folio(folio.pfn + first, order, self.sched.folio_lock(self.sched))
+            for i in range(piece.nr_pages):
+                piece.content[i] = folio.content[first + i]
+                self.frames[piece.pfn + i] = piece
+            self.live[piece.pfn] = piece
+            pieces.append(piece)
+            first += piece.nr_pages
+        return pieces

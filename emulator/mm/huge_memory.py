@@ -1,9 +1,11 @@
-"""Transparent huge pages: anonymous folios of PMD size, mapped by a PMD (mm/huge_memory.c).
+"""Transparent huge pages: folios of PMD size, anonymous or of files of memory, mapped by a PMD (mm/huge_memory.c).
 
-Splitting the folio itself stands in ``huge_memory_split.py``, the huge page of zeros in ``huge_memory_zero.py``.
+Splitting the folio itself stands in ``huge_memory_split.py``, the huge page of zeros in ``huge_memory_zero.py``. An
+entry that maps a huge page of a file is not split but cleared, wherever one that maps anonymous memory is: faults
+find the page again.
 
-There are no huge pages of files, and none of orders in between. PTE tables are not deposited beforehand, but counted
-as allocations where the kernel deposits one, so that a split never fails for want of memory.
+PTE tables are not deposited beforehand, but counted as allocations where the kernel deposits one, so that a split
+never fails for want of memory.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
-from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SIZE
+from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import (
     ACCESSED,
@@ -67,8 +69,10 @@ INVALID = PSE | ACCESSED | DIRTY
 
 
 def thp_vma_suitable_pmd(vma: VmAreaStruct, addr: int) -> bool:
-    """Does the huge page around ``addr`` lie in the VMA? (thp_vma_suitable_order)"""
+    """Does the huge page around ``addr`` lie in the VMA, and at such a place in its file? (thp_vma_suitable_order)"""
     g = vma.vm_mm.machine.geometry
+    if vma.vm_ops is not None and ((vma.vm_start >> PAGE_SHIFT) - vma.vm_pgoff) % g.hpage_pmd_nr:
+        return False
     haddr = addr & g.pmd_mask
     return vma.vm_start <= haddr and haddr + g.pmd_size <= vma.vm_end
 
@@ -109,13 +113,19 @@ def thp_vma_allowable_orders(vma: VmAreaStruct, addr: int) -> list[int]:
 
 
 def thp_vma_allowable_collapse(vma: VmAreaStruct) -> bool:
-    """thp_vma_allowable_order(TVA_FORCED_COLLAPSE): faulted anonymous memory that holds a huge page somewhere.
+    """thp_vma_allowable_order(TVA_FORCED_COLLAPSE): memory that holds a huge page somewhere.
 
-    Whoever asks for a collapse wants huge pages, whatever the VMA and the system say; not against NOHUGEPAGE.
+    It is faulted and anonymous, or of a file of memory; other files cannot have huge pages
+    (CONFIG_READ_ONLY_THP_FOR_FS is off). Whoever asks for a collapse wants huge pages, whatever the VMA and the system
+    say (shmem_enabled too); not against NOHUGEPAGE.
     """
-    if vma.vm_ops is not None or vma.anon_vma is None or vma.vm_flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB):
+    if vma.vm_flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB):
         return False
-    return thp_vma_suitable_pmd(vma, vma.vm_end - vma.vm_mm.machine.geometry.pmd_size)
+    if not thp_vma_suitable_pmd(vma, vma.vm_end - vma.vm_mm.machine.geometry.pmd_size):
+        return False
+    if vma.vm_ops is None:
+        return vma.anon_vma is not None
+    return vma.vm_file is not None and vma.vm_file.f_mapping.shmem
 
 
 def map_anon_folio_pmd(folio: Folio, pmd: PageTable, slot: int, vma: VmAreaStruct, haddr: int) -> None:
@@ -159,6 +169,28 @@ def do_huge_pmd_anonymous_page(vmf: memory.VmFault) -> int:
     map_anon_folio_pmd(folio, pmd, vmf.pmd_slot, vma, vmf.address & m.geometry.pmd_mask)
     pmd.ptl.unlock()
     return 0
+
+
+def do_set_pmd(vmf: memory.VmFault, folio: Folio) -> bool:
+    """Map a file's folio by a PMD, if it is huge and its place in the VMA is; its reference becomes the entry's.
+
+    False: by PTEs, or not at all, as somebody else was faster. The folio is locked. (mm/memory.c)
+    """
+    vma, pmd = vmf.vma, vmf.pmd
+    g = vmf.m.geometry
+    if folio.order != g.hpage_pmd_order or vma.vm_flags & VM_NOHUGEPAGE or not thp_vma_suitable_pmd(vma, vmf.address):
+        return False
+    pmd.ptl.lock()
+    free = not pmd.entries.get(vmf.pmd_slot, 0)
+    if free:
+        vmf.m.sched.point("fault.pmd_locked")
+        flags = vma_ops.vm_page_prot(vma.vm_flags) | PSE | ACCESSED
+        if vmf.flags & memory.FAULT_FLAG_WRITE:
+            flags |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+        rmap_counts.folio_add_file_rmap_pmd(folio, vma)
+        pmd.set(vmf.pmd_slot, mk_pte(folio.pfn, flags))
+    pmd.ptl.unlock()
+    return free
 
 
 def reuse_huge_pmd(vmf: memory.VmFault, entry: int) -> int:
@@ -258,6 +290,8 @@ def zap_huge_pmd(
     gather.remove_range(addr, addr + m.geometry.pmd_size)
     if not entry & SPECIAL:
         folio = m.phys.frames[entry >> PFN_SHIFT]
+        if entry & DIRTY and not folio.anon:
+            folio.dirty = True
         rmap_counts.folio_remove_rmap_pmd(folio, vma)
         gather.remove_folio(folio)
     pmd.ptl.unlock()
@@ -343,8 +377,13 @@ def move_huge_pmd(
 def copy_huge_pmd(
     dst_vma: VmAreaStruct, src_vma: VmAreaStruct, dst_pmd: PageTable, src_pmd: PageTable, slot: int, addr: int
 ) -> int:
-    """fork: share a huge page. -ENOMEM; -EAGAIN: it was split, as it may be pinned; copy its PTEs."""
+    """fork: share a huge page. -ENOMEM; -EAGAIN: it was split, as it may be pinned; copy its PTEs.
+
+    A file's is left to the child's faults.
+    """
     m = src_vma.vm_mm.machine
+    if dst_vma.vm_ops is not None:
+        return 0
     if m.should_fail("pte_alloc"):
         return -ENOMEM
     dst_pmd.ptl.lock()
@@ -382,7 +421,8 @@ def copy_huge_pmd(
 def split_huge_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: int, *, freeze: bool) -> None:
     """Replace the entry of a huge page by a table of PTEs that map its pages; the folio stays large.
 
-    ``freeze``: by migration entries, unless the folio may be pinned. The lock of ``pmd`` is held.
+    That of a file's page is just cleared. ``freeze``: by migration entries, unless the folio may be pinned. The lock of
+    ``pmd`` is held.
     """
     entry = pmd.entries.get(slot, 0)
     if not entry or isinstance(entry, PageTable):
@@ -393,6 +433,9 @@ def split_huge_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: in
     haddr = addr & g.pmd_mask
     if haddr < vma.vm_start or haddr + g.pmd_size > vma.vm_end:
         raise KernelBug("huge-page-outside-vma", f"the huge page at {haddr:#x} is not inside {vma}", vma)
+    if vma.vm_ops is not None:
+        unmap_file_pmd_locked(vma, pmd, slot, haddr)
+        return
     if entry & SPECIAL:
         huge_memory_zero.split_huge_zero_page_pmd(vma, pmd, slot, haddr)
         return
@@ -425,6 +468,20 @@ def split_huge_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, addr: in
         rmap_counts.folio_remove_rmap_pmd(folio, vma)
     pmd.set(slot, table)
     m.sched.point("thp.pmd_split")
+
+
+def unmap_file_pmd_locked(vma: VmAreaStruct, pmd: PageTable, slot: int, haddr: int) -> None:
+    """__split_huge_pmd_locked, of a file's huge page: clear the entry, and let go of the page."""
+    m = vma.vm_mm.machine
+    entry: int = pmd.entries[slot]  # type: ignore[assignment]
+    pmd.set(slot, 0)
+    m.flush_tlb_range(vma.vm_mm, haddr, haddr + m.geometry.pmd_size)
+    m.sched.point("thp.pmd_cleared")
+    folio = m.phys.frames[entry >> PFN_SHIFT]
+    if entry & DIRTY:
+        folio.dirty = True
+    rmap_counts.folio_remove_rmap_pmd(folio, vma)
+    swap.folio_put(m, folio)
 
 
 def split_huge_pmd(vma: VmAreaStruct, table: PageTable, slot: int, addr: int) -> None:

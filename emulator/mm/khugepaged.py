@@ -2,8 +2,8 @@
 
 A whole aligned range of one anonymous VMA gets a huge page that holds copies of all its pages; holes become zeros.
 MADV_COLLAPSE does not mind how many pages are missing, shared or swapped out; pages that somebody uses (a pin, a
-reference, a lock) refuse. The daemon itself, which does mind, is not modelled, nor are huge pages of files: memory
-of files cannot be collapsed.
+reference, a lock) refuse. The daemon itself, which does mind, is not modelled. What is done with files of memory
+stands in ``khugepaged_file.py``.
 
 The order is what keeps others out: the entry of the page table is cleared and flushed under mmap_lock and the
 anon_vma lock, so that no fault, no rmap walk and no GUP-fast finds the pages any more; then their references are
@@ -12,15 +12,16 @@ counted, each under its folio lock; then they are copied.
 
 from __future__ import annotations
 
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, SPECIAL, UFFD_WP, is_migration, pte_pfn
+from emulator.khugepaged_types import DONE, ERRNO, GOES_ON, ScanResult
 from emulator.mm import (
     huge_memory,
+    khugepaged_file,
     memory,
     memory_swap,
     pagewalk,
@@ -32,57 +33,22 @@ from emulator.mm import (
     vmscan,
 )
 from emulator.mm_types import Folio, MmStruct, VmAreaStruct
-from emulator.uapi import EAGAIN, EBUSY, EINVAL, ENOMEM
+from emulator.uapi import EINVAL, ENOMEM
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
 
 
-class ScanResult(Enum):
-    """enum scan_result: what became of one range."""
-
-    FAIL = auto()
-    SUCCEED = auto()
-    PMD_NULL = auto()  # there are no page tables, or they vanished
-    PMD_NONE = auto()  # nothing was ever mapped there
-    PMD_MAPPED = auto()  # a huge page already
-    EXCEED_NONE_PTE = auto()  # holes that userfaultfd wants to hear of
-    PTE_NON_PRESENT = auto()
-    PTE_UFFD_WP = auto()
-    PAGE_COUNT = auto()  # somebody has a reference
-    PAGE_LRU = auto()
-    PAGE_LOCK = auto()
-    VMA_NULL = auto()
-    VMA_CHECK = auto()
-    ADDRESS_RANGE = auto()
-    DEL_PAGE_LRU = auto()
-    ALLOC_HUGE_PAGE_FAIL = auto()
-
-
-DONE: Final = (ScanResult.SUCCEED, ScanResult.PMD_MAPPED)
-
-# After these the next range is tried, after the others not.
-GOES_ON: Final = (
-    ScanResult.PMD_NULL, ScanResult.PTE_NON_PRESENT, ScanResult.PTE_UFFD_WP, ScanResult.PAGE_COUNT,
-    ScanResult.PAGE_LOCK, ScanResult.PAGE_LRU, ScanResult.DEL_PAGE_LRU,
-)  # fmt: skip
-
-# madvise_collapse_errno: everything else is -EINVAL.
-ERRNO: Final = {
-    ScanResult.ALLOC_HUGE_PAGE_FAIL: -ENOMEM,
-    ScanResult.EXCEED_NONE_PTE: -EBUSY,
-    ScanResult.PAGE_COUNT: -EAGAIN,
-    ScanResult.PAGE_LOCK: -EAGAIN,
-    ScanResult.PAGE_LRU: -EAGAIN,
-    ScanResult.DEL_PAGE_LRU: -EAGAIN,
-}
-
-
 # ---- may it be collapsed
 
 
-def hugepage_vma_revalidate(mm: MmStruct, address: int) -> tuple[ScanResult, VmAreaStruct | None]:
-    """mmap_lock was dropped meanwhile: the VMA around the range, if it may still have a huge page there."""
+def hugepage_vma_revalidate(
+    mm: MmStruct, address: int, *, expect_anon: bool
+) -> tuple[ScanResult, VmAreaStruct | None]:
+    """mmap_lock was dropped meanwhile: the VMA around the range, if it may still have a huge page there.
+
+    ``expect_anon``: of anonymous memory.
+    """
     area = mm.mm_mt.find(address)
     if area is None:
         return ScanResult.VMA_NULL, None
@@ -90,6 +56,8 @@ def hugepage_vma_revalidate(mm: MmStruct, address: int) -> tuple[ScanResult, VmA
         return ScanResult.ADDRESS_RANGE, None
     if not huge_memory.thp_vma_allowable_collapse(area):
         return ScanResult.VMA_CHECK, None
+    if expect_anon and area.vm_ops is not None:
+        return ScanResult.PAGE_ANON, None
     return ScanResult.SUCCEED, area
 
 
@@ -206,7 +174,7 @@ def collapse_prepare(mm: MmStruct, address: int, unmapped: bool, folio: Folio) -
     """The two rounds of checks, under mmap_lock for reading and for writing, and the collapse in the second."""
     lock = mm.mmap_lock
     lock.down_read()
-    result, area = hugepage_vma_revalidate(mm, address)
+    result, area = hugepage_vma_revalidate(mm, address, expect_anon=True)
     pmd = None
     if area is not None:
         result, pmd = find_pmd_or_thp_or_none(mm, address)
@@ -220,7 +188,7 @@ def collapse_prepare(mm: MmStruct, address: int, unmapped: bool, folio: Folio) -
     lock.up_read()
     mm.machine.sched.point("collapse.before_write_lock")
     lock.down_write()
-    result, area = hugepage_vma_revalidate(mm, address)
+    result, area = hugepage_vma_revalidate(mm, address, expect_anon=True)
     if area is not None:
         result = check_pmd_still_valid(mm, address, pmd)
         if result is ScanResult.SUCCEED:
@@ -381,13 +349,16 @@ def madvise_collapse(area: VmAreaStruct, start: int, end: int) -> tuple[int, boo
             m.sched.point("collapse.next_range")
             mm.mmap_lock.down_read()
             locked = True
-            result, found = hugepage_vma_revalidate(mm, address)
+            result, found = hugepage_vma_revalidate(mm, address, expect_anon=False)
             if found is None:
                 last_fail = result
                 break
             area = found
             last = min(last, area.vm_end & g.pmd_mask)
-        result, locked = hpage_collapse_scan_pmd(mm, area, address)
+        if area.vm_file is not None:
+            result, locked = khugepaged_file.collapse_file_range(area, address), False
+        else:
+            result, locked = hpage_collapse_scan_pmd(mm, area, address)
         dropped = dropped or not locked
         address += g.pmd_size
         if result in DONE:

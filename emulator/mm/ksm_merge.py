@@ -109,7 +109,7 @@ def try_to_merge_one_page(area: VmAreaStruct, pfn: int, kfolio: Folio | None) ->
     if not folio.lock.trylock():
         return False
     if folio.order:
-        if huge_memory_split.split_folio(folio, pfn - folio.pfn):
+        if huge_memory_split.split_folio(m, folio, pfn - folio.pfn):
             folio.lock.unlock()
             return False
         folio = m.phys.frames[pfn]
@@ -192,7 +192,7 @@ def merge_two(m: Machine, item: KsmRmapItem, pfn: int, other: KsmRmapItem, other
     if kfolio is None:
         # two pages of one large folio: with one reference only it can be split, for the next scan
         if same and folio.lock.trylock():
-            huge_memory_split.split_folio(folio, pfn - folio.pfn)
+            huge_memory_split.split_folio(m, folio, pfn - folio.pfn)
             m.phys.frames[pfn].lock.unlock()
         return 0
     kfolio.lock.lock()

@@ -61,7 +61,7 @@ def locked_tables(mm: MmStruct, start: int, end: int) -> Iterator[tuple[PageTabl
 def split_locked_folio(m: Machine, folio: Folio) -> bool:
     """Split a large folio that the caller has locked and referenced; lock and reference are given back."""
     first = folio.pfn
-    split = huge_memory_split.split_folio(folio) == 0
+    split = huge_memory_split.split_folio(m, folio) == 0
     folio = m.phys.frames[first]
     folio.lock.unlock()
     swap.folio_put(m, folio)

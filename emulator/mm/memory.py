@@ -239,23 +239,58 @@ def do_anonymous_page(vmf: VmFault) -> int:
     return 0
 
 
-def finish_fault(vmf: VmFault, folio: Folio, cow: bool) -> int:
-    """Map the folio, a file's or (``cow``) a private copy; its reference becomes the entry's. 0 or VM_FAULT_*."""
+def pages_around(vmf: VmFault, folio: Folio, page: int) -> tuple[int, int]:
+    """(first, number) of a file folio's pages to map where ``page`` is missing: all, if VMA and table hold them all.
+
+    With userfaultfd each page has a fault of its own.
+    """
+    nr = folio.nr_pages
+    if nr == 1 or userfaultfd_k.userfaultfd_armed(vmf.vma):
+        return page, 1
+    before = (vmf.address - vmf.vma.vm_start) >> PAGE_SHIFT
+    after = (vmf.vma.vm_end - vmf.address) >> PAGE_SHIFT
+    if before < page or after < nr - page or vmf.slot < page or vmf.slot + nr - page > vmf.m.geometry.ptrs_per_table:
+        return page, 1
+    return 0, nr
+
+
+def lock_for_mapping(vmf: VmFault, folio: Folio, page: int) -> tuple[int, int] | None:
+    """Lock the table of PTEs; (first, number) of the folio's pages to map. None: somebody was faster."""
+    first, nr = pages_around(vmf, folio, page)
+    if nr > 1:
+        if pte_lock_none(vmf, vmf.slot - page, nr):
+            return first, nr
+        first, nr = page, 1
+    return (first, nr) if pte_lock_same(vmf) else None
+
+
+def finish_fault(vmf: VmFault, folio: Folio, page: int, cow: bool) -> int:
+    """Map page ``page`` of the folio, a file's, perhaps with its others, or (``cow``) a private copy. 0 or VM_FAULT_*.
+
+    The caller's reference becomes the entry's. The file's folio is locked.
+    """
     vma = vmf.vma
+    if not cow and folio.order and not vmf.pmd.entries.get(vmf.pmd_slot, 0) and huge_memory.do_set_pmd(vmf, folio):
+        return 0
     result = pte_alloc(vmf)
     if result:
         return result
-    if not pte_lock_same(vmf):
+    locked = lock_for_mapping(vmf, folio, page)
+    if locked is None:
         return VM_FAULT_NOPAGE
+    first, nr = locked
     flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED
     if vmf.flags & FAULT_FLAG_WRITE:
         flags |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+    swap.folio_ref_add(folio, nr - 1)
     if cow:
         rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
         mlock_folio.folio_add_lru_vma(folio, vma)
     else:
-        rmap_counts.folio_add_file_rmap_pte(folio, 0, vma)
-    vmf.table.set(vmf.slot, mk_pte(folio.pfn, flags))
+        rmap_counts.folio_add_file_rmap_ptes(folio, first, nr, vma)
+    slot = vmf.slot - page + first
+    for i in range(nr):
+        vmf.table.set(slot + i, mk_pte(folio.pfn + first + i, flags))
     vmf.table.ptl.unlock()
     return 0
 
@@ -270,6 +305,11 @@ def file_fault(vmf: VmFault) -> Folio | int:
     return filemap.filemap_fault(vma, index)
 
 
+def index_in(folio: Folio, vmf: VmFault) -> int:
+    """Which page of a file's folio the fault wants (folio_file_page)."""
+    return vma_ops.linear_page_index(vmf.vma, vmf.address) - folio.index
+
+
 def do_cow_fault(vmf: VmFault) -> int:
     """A write to a private file mapping where nothing is mapped: map a copy at once."""
     vma, m = vmf.vma, vmf.m
@@ -282,9 +322,9 @@ def do_cow_fault(vmf: VmFault) -> int:
     if isinstance(found, int):
         swap.folio_put(m, copy)
         return found
-    copy.content[0] = dict(found.content[0])
+    copy.content[0] = dict(found.content[index_in(found, vmf)])
     m.sched.point("fault.copied")
-    result = finish_fault(vmf, copy, True)
+    result = finish_fault(vmf, copy, 0, True)
     found.lock.unlock()
     swap.folio_put(m, found)
     if result:
@@ -301,10 +341,14 @@ def do_fault(vmf: VmFault) -> int:
     write = vmf.flags & FAULT_FLAG_WRITE
     if write and not shared:
         return do_cow_fault(vmf)
+    if not write and filemap.has_large_folios(vma) and not userfaultfd_k.userfaultfd_wp(vma):
+        result = filemap.do_fault_around(vmf)
+        if result:
+            return result & ~VM_FAULT_NOPAGE
     found = file_fault(vmf)
     if isinstance(found, int):
         return found
-    result = finish_fault(vmf, found, False)
+    result = finish_fault(vmf, found, index_in(found, vmf), False)
     if write and not result:
         found.dirty = True
     found.lock.unlock()
@@ -397,6 +441,9 @@ def handle_mm_fault(vma: VmAreaStruct, address: int, flags: int) -> int:
 def handle_huge_pmd(vmf: VmFault, entry: int) -> int:
     """A huge page is mapped by ``entry``. VM_FAULT_FALLBACK: no longer, go on with PTEs."""
     if entry & (PRESENT | RW) == PRESENT and vmf.flags & (FAULT_FLAG_WRITE | FAULT_FLAG_UNSHARE):
+        if vmf.vma.vm_ops is not None:  # copied page by page
+            huge_memory.split_huge_pmd(vmf.vma, vmf.pmd, vmf.pmd_slot, vmf.address)
+            return VM_FAULT_FALLBACK
         if vmf.flags & FAULT_FLAG_WRITE and userfaultfd_k.userfaultfd_pte_wp(vmf.vma, entry):
             return fs_userfaultfd.handle_userfault(vmf)
         return huge_memory.do_huge_pmd_wp_page(vmf, entry)

@@ -158,13 +158,29 @@ def folio_add_anon_rmap_pmd(folio: Folio, vma: VmAreaStruct, address: int, exclu
     mlock_folio.mlock_vma_folio(folio, vma)
 
 
-def folio_add_file_rmap_pte(folio: Folio, page: int, vma: VmAreaStruct) -> None:
-    """A PTE maps a page of a file."""
+def check_file_rmap(folio: Folio, vma: VmAreaStruct) -> None:
     if folio.anon:
         vma.vm_mm.machine.warn("rmap-file-anon", f"{folio} is mapped as a file's, and is anonymous", folio)
-    add_rmap_ptes(folio, page, 1, vma)
-    if vma.vm_flags & VM_LOCKED and folio.nr_pages == 1:
+
+
+def folio_add_file_rmap_ptes(folio: Folio, page: int, nr: int, vma: VmAreaStruct) -> None:
+    """Pages [page, page+nr) of a file's folio get a PTE each."""
+    check_file_rmap(folio, vma)
+    add_rmap_ptes(folio, page, nr, vma)
+    if vma.vm_flags & VM_LOCKED and nr == folio.nr_pages:
         mlock_folio.mlock_vma_folio(folio, vma)
+
+
+def folio_add_file_rmap_pte(folio: Folio, page: int, vma: VmAreaStruct) -> None:
+    """A PTE maps a page of a file."""
+    folio_add_file_rmap_ptes(folio, page, 1, vma)
+
+
+def folio_add_file_rmap_pmd(folio: Folio, vma: VmAreaStruct) -> None:
+    """A PMD maps the whole of a file's folio."""
+    check_file_rmap(folio, vma)
+    add_rmap_pmd(folio, vma)
+    mlock_folio.mlock_vma_folio(folio, vma)
 
 
 # ---- removing

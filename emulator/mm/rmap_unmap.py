@@ -23,11 +23,11 @@ from emulator.mm import huge_memory, mlock_folio, page_vma_mapped, rmap, rmap_co
 from emulator.mm_types import VM_DROPPABLE, VM_LOCKED, Folio, VmAreaStruct
 
 
-def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
+def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int, *, ignore_mlock: bool) -> bool:
     """Replace the entries of one VMA by swap entries; a file's pages are just unmapped. False ends the walk.
 
-    A page that may be pinned stays mapped, as do those of locked memory, where the folio is marked as mlocked, if it
-    was missed.
+    A page that may be pinned stays mapped, as do those of locked memory (not with ``ignore_mlock``), where the folio is
+    marked as mlocked, if it was missed.
     """
     mm = vma.vm_mm
     m = mm.machine
@@ -35,7 +35,7 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
     for table, slot, addr, entry in page_vma_mapped.page_vma_mapped_walk(
         folio, vma, address, sync=folio.order > 0
     ):
-        if vma.vm_flags & VM_LOCKED:
+        if vma.vm_flags & VM_LOCKED and not ignore_mlock:
             stays += folio.nr_pages if table.level else 1
             crossed = crossed or table is not (first or table)
             first = table
@@ -103,14 +103,15 @@ def make_swap_entry(folio: Folio, page: int, entry: int, vma: VmAreaStruct) -> i
     return mk_softleaf(SOFTLEAF_SWAP, swap_slot, flags)
 
 
-def try_to_unmap(folio: Folio, *, locked: bool = False) -> None:
+def try_to_unmap(folio: Folio, *, locked: bool = False, ignore_mlock: bool = False) -> None:
     """Unmap the locked folio wherever that is possible; ``folio.mapped()`` tells whether it was everywhere.
 
-    An anonymous folio is in the swap cache. ``locked``: the caller holds the rmap lock.
+    An anonymous folio is in the swap cache. ``locked``: the caller holds the rmap lock. ``ignore_mlock``: of locked
+    memory too (TTU_IGNORE_MLOCK), where faults bring it back at once.
     """
 
     def visit(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
-        return try_to_unmap_one(folio, vma, address) and folio.mapped()
+        return try_to_unmap_one(folio, vma, address, ignore_mlock=ignore_mlock) and folio.mapped()
 
     if locked:
         rmap.rmap_walk_locked(folio, visit)

@@ -1,7 +1,8 @@
 """Files of memory (mm/shmem.c): what stands behind shared anonymous memory, and behind memfds.
 
 A page is in the page cache, or in swap, of which its file keeps the slot (page tables say nothing of it), or nowhere:
-then it holds zeros. Small folios only, as with shmem_enabled=never; no quotas, no seals.
+then it holds zeros. Faults bring small folios only, as with shmem_enabled=never; a collapse makes huge ones, and
+holes in these leave folios of sizes between. No quotas, no seals.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from emulator.uapi import ENOMEM
 from emulator.workload import shared_memory, token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
 
     from emulator.machine import Machine
 
@@ -58,10 +58,10 @@ def shmem_acct_blocks(m: Machine, mapping: AddressSpace) -> bool:
     return True
 
 
-def shmem_unacct_blocks(m: Machine, mapping: AddressSpace) -> None:
-    """One page fewer. Of a clean page that reclaim drops Linux learns later, when it looks at the file again."""
+def shmem_unacct_blocks(m: Machine, mapping: AddressSpace, pages: int) -> None:
+    """So many pages fewer. Of a clean page that reclaim drops Linux learns later, when it looks at the file again."""
     if mapping.noreserve:
-        m.committed -= 1
+        m.committed -= pages
 
 
 # ---- files
@@ -106,33 +106,76 @@ def shmem_evict_inode(m: Machine, mapping: AddressSpace) -> None:
     del m.shared_memory[mapping.label]
     if not mapping.noreserve:
         m.committed -= mapping.size >> PAGE_SHIFT
-    shmem_undo_range(m, mapping, [*mapping.pages, *mapping.swapped])
+    shmem_undo_range(m, mapping, 0, 1 + max([*mapping.pages, *mapping.swapped], default=0))
 
 
-def shmem_undo_range(m: Machine, mapping: AddressSpace, indices: Iterable[int]) -> None:
-    """Throw away the pages of these numbers, wherever they are."""
-    for index in sorted(indices):
-        while index in mapping.pages or index in mapping.swapped:
+def shmem_has_pages(mapping: AddressSpace, first: int, last: int) -> bool:
+    """Has the file any of pages [first, last), in the page cache or in swap?"""
+    return any(index in mapping.pages or index in mapping.swapped for index in range(first, last))
+
+
+def shmem_undo_range(m: Machine, mapping: AddressSpace, first: int, last: int) -> None:
+    """Throw pages [first, last) away, wherever they are; a large folio that cannot be split keeps them, as zeros."""
+    kept: dict[int, None] = {}  # that are zeros now
+    for index in sorted(index for index in {**mapping.pages, **mapping.swapped} if first <= index < last):
+        while index not in kept and (index in mapping.pages or index in mapping.swapped):
             folio = mapping.pages.get(index)
             if folio is None:
-                slot = mapping.swapped.pop(index)
-                shmem_unacct_blocks(m, mapping)
-                swap_state.swap_put_entries_direct(m, slot)
+                shmem_free_swap(m, mapping, index, first, last)
                 continue
             swap.folio_get(folio)
             folio.lock.lock()
-            if folio.mapping is mapping:  # else it was swapped out or migrated meanwhile
-                truncate.truncate_inode_folio(m, mapping, folio)
-                shmem_unacct_blocks(m, mapping)
+            if folio.mapping is mapping:  # else it was swapped out, split or migrated meanwhile
+                pages = range(max(first, folio.index), min(last, folio.index + folio.nr_pages))
+                if not truncate.truncate_inode_partial_folio(m, mapping, folio, pages):
+                    kept.update(dict.fromkeys(pages))
+            folio = m.phys.frames[folio.pfn]
             folio.lock.unlock()
             swap.folio_put(m, folio)
 
 
+def shmem_free_swap(m: Machine, mapping: AddressSpace, index: int, first: int, last: int) -> None:
+    """Give the swap slot of a page back. One of a large folio that the range has a part of is read first, and stays."""
+    head = shmem_swap_head(mapping, index)
+    order = mapping.swapped_large.get(head, 0)
+    if order and (head < first or head + (1 << order) > last):
+        got = shmem_get_folio(m, mapping, index)
+        if isinstance(got, Folio):
+            got.lock.unlock()
+            swap.folio_put(m, got)
+            return
+        mapping.swapped_large.pop(head, None)  # no memory: page by page
+        return
+    mapping.swapped_large.pop(head, None)
+    for i in range(head, head + (1 << order)):
+        slot = mapping.swapped.pop(i)
+        shmem_unacct_blocks(m, mapping, 1)
+        swap_state.swap_put_entries_direct(m, slot)
+
+
+def shmem_swap_head(mapping: AddressSpace, index: int) -> int:
+    """The first page of the large folio that was swapped out as a whole with this page; the page itself if none was."""
+    for head, order in mapping.swapped_large.items():
+        if head <= index < head + (1 << order):
+            return head
+    return index
+
+
 def remove_folio(m: Machine, mapping: AddressSpace, folio: Folio) -> None:
-    """filemap_remove_folio: a locked folio leaves the page cache, whose reference goes."""
-    del mapping.pages[folio.index]
+    """filemap_remove_folio: a locked folio leaves the page cache, whose references go."""
+    for index in range(folio.index, folio.index + folio.nr_pages):
+        del mapping.pages[index]
     folio.mapping = None
-    swap.folio_put(m, folio)
+    swap.folio_put_refs(m, folio, folio.nr_pages)
+
+
+def add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
+    """shmem_add_to_page_cache: a locked folio stands for the pages from ``index`` on, with a reference for each."""
+    folio.mapping = mapping
+    folio.index = index
+    for i in range(index, index + folio.nr_pages):
+        mapping.pages[i] = folio
+    swap.folio_ref_add(folio, folio.nr_pages)
 
 
 # ---- pages
@@ -144,14 +187,16 @@ def shmem_fault(area: VmAreaStruct, index: int) -> Folio | int:
     return shmem_get_folio(area.vm_mm.machine, area.vm_file.f_mapping, index)
 
 
-def shmem_get_folio(m: Machine, mapping: AddressSpace, index: int) -> Folio | int:
-    """shmem_get_folio_gfp: as ``shmem_fault``; a page that is nowhere is made."""
+def shmem_get_folio(m: Machine, mapping: AddressSpace, index: int, *, allocate: bool = True) -> Folio | int:
+    """shmem_get_folio_gfp: as ``shmem_fault``; a page that is nowhere is made, or (not ``allocate``) is SIGBUS."""
     while True:
         if index << PAGE_SHIFT >= mapping.size:
             return memory.VM_FAULT_SIGBUS
         folio = mapping.pages.get(index)
         if folio is None:
             slot = mapping.swapped.get(index)
+            if slot is None and not allocate:
+                return memory.VM_FAULT_SIGBUS
             made = shmem_alloc_and_add_folio(m, mapping, index) if slot is None else shmem_swapin_folio(
                 m, mapping, index, slot
             )
@@ -180,10 +225,7 @@ def shmem_alloc_and_add_folio(m: Machine, mapping: AddressSpace, index: int) -> 
     m.sched.point("shmem.folio_allocated")
     faster = index in mapping.pages or index in mapping.swapped
     if not faster and shmem_acct_blocks(m, mapping):
-        folio.mapping = mapping
-        folio.index = index
-        mapping.pages[index] = folio
-        swap.folio_get(folio)
+        add_folio(mapping, folio, index)
         return folio
     folio.lock.unlock()
     swap.folio_put(m, folio)
@@ -193,36 +235,62 @@ def shmem_alloc_and_add_folio(m: Machine, mapping: AddressSpace, index: int) -> 
 # ---- swapping
 
 
+def shmem_crosses_end(folio: Folio, mapping: AddressSpace) -> bool:
+    """Does a folio begin in the file and end behind it? Then it is swapped out in small pages."""
+    return folio.index << PAGE_SHIFT < mapping.size < (folio.index + folio.nr_pages) << PAGE_SHIFT
+
+
 def shmem_writeout(m: Machine, folio: Folio, mapping: AddressSpace) -> bool:
-    """Move a locked folio that nothing maps from the page cache to swap, and write it. False: it has to stay, dirty."""
+    """Move a locked folio that nothing maps from the page cache to swap, and write it. False: there is no room."""
     if not swap_state.add_to_swap(m, folio):
-        folio.dirty = True
         return False
-    m.swap.get(folio.swap)
-    mapping.swapped[folio.index] = folio.swap
+    for i in range(folio.nr_pages):
+        m.swap.get(folio.swap + i)
+        mapping.swapped[folio.index + i] = folio.swap + i
+    if folio.order:
+        mapping.swapped_large[folio.index] = folio.order
     remove_folio(m, mapping, folio)
     m.sched.point("shmem.in_swap")
     swap_state.swap_writeout(m, folio)
     return True
 
 
+def shmem_swap_alloc_folio(m: Machine, mapping: AddressSpace, index: int, slot: int) -> Folio | None:
+    """Read a page that is swapped out. From a device that is memory itself with all that was swapped out with it.
+
+    With a reference. None: no memory, or it is not there any more.
+    """
+    head = shmem_swap_head(mapping, index)
+    order = mapping.swapped_large.get(head, 0)
+    if order and m.profile.swap_synchronous:
+        folio = swap_state.read_large_folio(m, slot - (index - head), order)
+        if folio is not None:
+            return folio
+    return swap_state.read_swap_cache_async(m, slot)
+
+
 def shmem_swapin_folio(m: Machine, mapping: AddressSpace, index: int, slot: int) -> Folio | int | None:
-    """Page ``index`` comes back from swap: locked, with a reference. VM_FAULT_OOM; None: look again."""
-    folio = swap_state.read_swap_cache_async(m, slot)
+    """Page ``index`` comes back from swap: locked, with a reference. VM_FAULT_OOM; None: look again.
+
+    A folio that is smaller than what was swapped out leaves the other pages to come back one by one.
+    """
+    folio = shmem_swap_alloc_folio(m, mapping, index, slot)
     if folio is None:
         return memory.VM_FAULT_OOM if mapping.swapped.get(index) == slot else None
+    head = shmem_swap_head(mapping, index)
+    if folio.order < mapping.swapped_large.get(head, 0):
+        del mapping.swapped_large[head]
     m.sched.point("shmem.swapin_found")
     folio.lock.lock()
     if not swap_state.folio_matches_swap_entry(folio, slot) or mapping.swapped.get(index) != slot:
         folio.lock.unlock()
         swap.folio_put(m, folio)
         return None
-    del mapping.swapped[index]
-    folio.mapping = mapping
-    folio.index = index
-    mapping.pages[index] = folio
-    swap.folio_get(folio)
-    m.swap.put(slot)
+    first = index - (slot - folio.swap)
+    mapping.swapped_large.pop(first, None)
+    for i in range(folio.nr_pages):
+        m.swap.put(mapping.swapped.pop(first + i))
+    add_folio(mapping, folio, first)
     swap_state.delete_from_swap_cache(m, folio)
     folio.dirty = True
     return folio

@@ -151,6 +151,25 @@ def read_swap_cache_async(m: Machine, slot: int) -> Folio | None:
     return folio
 
 
+def read_large_folio(m: Machine, slot: int, order: int) -> Folio | None:
+    """A folio for all the slots from ``slot`` on, read into the cache, unlocked, with a reference.
+
+    None: no memory, or the cache has one of the slots already.
+    """
+    slots = range(slot, slot + (1 << order))
+    if any(i in m.swap.cache for i in slots) or m.should_fail("swapin_folio"):
+        return None
+    folio = m.phys.alloc(order)
+    m.sched.point("swapin.allocated")
+    if any(i in m.swap.cache or not m.swap.count.get(i) for i in slots):
+        swap.folio_put(m, folio)
+        return None
+    for i in slots:
+        folio.content[i - slot] = dict(m.swap.content.get(i, {}))
+    swap_cache_add_folio(m, folio, slot)
+    return folio
+
+
 def alloc_swap_folio(m: Machine, slot: int) -> Folio | None:
     """A page with the contents of ``slot``, for a device that is memory itself: the swap cache does not get it.
 

@@ -9,12 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
+from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, is_migration, softleaf_value
-from emulator.mm import memory, memory_zap, mmu_gather, pagewalk, pgtable_generic, shmem, swap, vma
+from emulator.mm import (
+    huge_memory,
+    huge_memory_split,
+    memory,
+    memory_zap,
+    mmu_gather,
+    pagewalk,
+    pgtable_generic,
+    shmem,
+    swap,
+    vma,
+)
 from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
 
 if TYPE_CHECKING:
-    from emulator.hw.pgtable import PageTable
     from emulator.machine import Machine
 
 
@@ -22,13 +33,12 @@ def punch_hole(m: Machine, mapping: AddressSpace, first: int, last: int) -> None
     """fallocate(FALLOC_FL_PUNCH_HOLE) of pages [first, last); of what lies behind the end nothing is there."""
     unmap_mapping_pages(m, mapping, first, last)
     m.sched.point("truncate.unmapped")
-    indices = [index for index in {**mapping.pages, **mapping.swapped} if first <= index < last]
     if mapping.shmem:
-        shmem.shmem_undo_range(m, mapping, indices)
+        shmem.shmem_undo_range(m, mapping, first, last)
         return
     for index in range(first, min(last, mapping.size >> PAGE_SHIFT)):
         mapping.holes[index] = None
-    for index in sorted(indices):
+    for index in sorted(index for index in mapping.pages if first <= index < last):
         truncate_page(m, mapping, index)
 
 
@@ -46,9 +56,41 @@ def truncate_page(m: Machine, mapping: AddressSpace, index: int) -> None:
 def truncate_inode_folio(m: Machine, mapping: AddressSpace, folio: Folio) -> None:
     """Take a locked folio out of the page cache; who mapped it since the range was unmapped loses it again."""
     if folio.mapped():
-        unmap_mapping_pages(m, mapping, folio.index, folio.index + 1)
-    del mapping.pages[folio.index]
-    folio.mapping = None
+        unmap_mapping_pages(m, mapping, folio.index, folio.index + folio.nr_pages)
+    shmem.remove_folio(m, mapping, folio)
+    if mapping.shmem:
+        shmem.shmem_unacct_blocks(m, mapping, folio.nr_pages)
+
+
+def truncate_inode_partial_folio(m: Machine, mapping: AddressSpace, folio: Folio, pages: range) -> bool:
+    """These pages of a locked folio are to go. False: they are zeros now, and stay, as the folio cannot be split.
+
+    What a split has made of the folio has to be looked at again; its first page has the caller's lock and reference.
+    """
+    first = pages.start - folio.index
+    if len(pages) == folio.nr_pages:
+        truncate_inode_folio(m, mapping, folio)
+        return True
+    for i in range(first, first + len(pages)):
+        folio.content[i] = {}
+    folio.dirty = True
+    if huge_memory_split.try_folio_split(m, folio, first):
+        return False
+    # so that the folio behind the range begins where the range ends
+    split_tail(m, mapping, pages.stop)
+    return True
+
+
+def split_tail(m: Machine, mapping: AddressSpace, index: int) -> None:
+    """Split the large folio that holds page ``index`` not as its first, if nobody else has it."""
+    folio = mapping.pages.get(index)
+    if folio is None or folio.index == index or not folio.lock.trylock():
+        return
+    swap.folio_get(folio)
+    if folio.mapping is mapping:
+        huge_memory_split.try_folio_split(m, folio, index - folio.index)
+    folio = m.phys.frames[folio.pfn]
+    folio.lock.unlock()
     swap.folio_put(m, folio)
 
 
@@ -70,6 +112,11 @@ def zap_file_pages(area: VmAreaStruct, start: int, end: int) -> None:
     mm = area.vm_mm
     gather = mmu_gather.MmuGather(mm)
     for pmd, slot, addr, stop in pagewalk.pmd_ranges(mm, start, end):
+        if not isinstance(pmd.entries[slot], PageTable):
+            if stop - addr == mm.machine.geometry.pmd_size:
+                huge_memory.zap_huge_pmd(gather, area, pmd, slot, addr)
+            else:
+                huge_memory.split_huge_pmd(area, pmd, slot, addr)
         table = pagewalk.pte_offset_map_lock(pmd, slot)
         if table is None:
             continue

@@ -306,7 +306,7 @@ def split_source(move: PageMove) -> int:
     folio = move.folio
     assert folio is not None
     first = folio.pfn
-    error = huge_memory_split.split_folio(folio)
+    error = huge_memory_split.split_folio(m, folio)
     move.folio = m.phys.frames[first]
     let_go(move)
     return -EBUSY if error else -EAGAIN

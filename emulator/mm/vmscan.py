@@ -15,7 +15,7 @@ from emulator.geometry import LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
 from emulator.mm import huge_memory_split, mlock_folio, rmap_unmap, shmem, swap, swap_state
-from emulator.mm_types import Folio, MmStruct
+from emulator.mm_types import AddressSpace, Folio, MmStruct
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -67,22 +67,50 @@ def folio_expected_ref_count(folio: Folio) -> int:
 # ---- shrinking
 
 
-def pageout(m: Machine, folio: Folio) -> int:
-    """Write a dirty folio to its slots. PAGE_SUCCESS leaves it unlocked, as when the write ends."""
+def pageout(m: Machine, folio: Folio, folio_list: list[Folio]) -> tuple[Folio, int]:
+    """Write a dirty folio to its slots. PAGE_SUCCESS leaves it unlocked, as when the write ends.
+
+    The folio comes back, or, where it had to be split, that of its first page; the others go to ``folio_list``.
+    """
     if folio.refcount != 1 + folio.nr_pages:
-        return PAGE_KEEP
+        return folio, PAGE_KEEP
     mapping = shmem.shmem_mapping(folio)
     if not folio.anon and mapping is None and not folio.swapcache:
-        return PAGE_ACTIVATE
+        return folio, PAGE_ACTIVATE
     if not folio.dirty:
-        return PAGE_CLEAN
-    folio.dirty = False
+        return folio, PAGE_CLEAN
     if mapping is None:
+        folio.dirty = False
         swap_state.swap_writeout(m, folio)
-    elif not shmem.shmem_writeout(m, folio, mapping):
-        return PAGE_ACTIVATE
+    else:
+        folio, written = write_to_swap(m, folio, mapping, folio_list)
+        if not written:
+            folio.dirty = True
+            return folio, PAGE_ACTIVATE
     folio.lock.unlock()
-    return PAGE_SUCCESS
+    return folio, PAGE_SUCCESS
+
+
+def write_to_swap(
+    m: Machine, folio: Folio, mapping: AddressSpace, folio_list: list[Folio]
+) -> tuple[Folio, bool]:
+    """Move a folio of a file of memory to swap: (the folio or what it became by a split, is it there?).
+
+    A large one goes as a whole, unless the file ends in it or there is no such room.
+    """
+    if folio.order and shmem.shmem_crosses_end(folio, mapping):
+        folio = split_folio_to_list(m, folio, folio_list)
+        if folio.order:
+            return folio, False
+    folio.dirty = False
+    written = shmem.shmem_writeout(m, folio, mapping)
+    if not written and folio.order:
+        folio.dirty = True
+        folio = split_folio_to_list(m, folio, folio_list)
+        if not folio.order:
+            folio.dirty = False
+            written = shmem.shmem_writeout(m, folio, mapping)
+    return folio, written
 
 
 def remove_mapping(m: Machine, folio: Folio) -> bool:
@@ -96,7 +124,7 @@ def remove_mapping(m: Machine, folio: Folio) -> bool:
     mapping = shmem.shmem_mapping(folio)
     if mapping is not None:
         shmem.remove_folio(m, mapping, folio)  # zeros, and they will be zeros again
-        shmem.shmem_unacct_blocks(m, mapping)
+        shmem.shmem_unacct_blocks(m, mapping, folio.nr_pages)
         return True
     swap_state.remove_from_swap_cache(m, folio)
     swap.folio_put_refs(m, folio, folio.nr_pages)
@@ -109,7 +137,7 @@ def split_folio_to_list(m: Machine, folio: Folio, folio_list: list[Folio]) -> Fo
     The other pages go to ``folio_list``, isolated. Where the split fails, the folio itself comes back, large.
     """
     first, nr = folio.pfn, folio.nr_pages
-    if huge_memory_split.split_folio(folio):
+    if huge_memory_split.split_folio(m, folio):
         return folio
     frames = m.phys.frames
     head = frames[first]
@@ -176,7 +204,7 @@ def shrink_locked_folio(m: Machine, folio: Folio, folio_list: list[Folio]) -> tu
     if folio.maybe_dma_pinned() or not (folio.swapcache or shmem.shmem_mapping(folio)):
         return folio, False
     if folio.dirty:
-        written = pageout(m, folio)
+        folio, written = pageout(m, folio, folio_list)
         if written == PAGE_SUCCESS:
             point("reclaim.written")
             if not folio.lock.trylock() or folio.dirty or folio.writeback:

@@ -17,11 +17,14 @@ POINTS: Final[dict[str, str]] = {
     # collapsing small pages into a huge one
     "collapse.before_write_lock": "the range may still be collapsed; mmap_lock is to be taken for writing",
     "collapse.copied": "the contents are in the huge page, the old pages still isolated; mmap_lock is held for writing",
+    "collapse.file_collapsed": "the page cache has a huge page in the place of all; mmap_lock is to be taken again",
+    "collapse.file_unlocked": "the range of a file is to be collapsed; mmap_lock is dropped, no page looked at",
     "collapse.isolated": "every page is locked and off the LRU, nothing is mapped; the anon_vma lock is dropped",
     "collapse.next_range": "one range is done with, mmap_lock dropped; the next is to be looked at",
     "collapse.page_isolated": "one page is locked and off the LRU, under the lock of the table that is to go",
     "collapse.page_released": "an old page is unlocked and on the LRU again; its mapping is still counted",
     "collapse.pmd_cleared": "the table of the small pages is out of reach and flushed, no page looked at",
+    "collapse.table_found": "a table of PTEs is to go, so that a file's huge page can be mapped; it is not locked",
     "collapse.swapped_in": "what was swapped out in the range is mapped again, mmap_lock held for reading",
     "collapse.unlocked": "the range may be collapsed; mmap_lock is dropped, no huge page allocated yet",
     # the heap
@@ -135,6 +138,7 @@ POINTS: Final[dict[str, str]] = {
     # huge pages
     "thp.folio_split": "a large folio has become small ones, all mapped again",
     "thp.folio_unmapped": "a large folio that is to be split has migration entries, its references not looked at",
+    "thp.pmd_cleared": "the entry of a file's huge page is cleared and flushed; the page is still counted as mapped",
     "thp.pmd_invalidated": "the entry of a huge page is not present any more, and flushed; not replaced yet",
     "thp.pmd_split": "a table of PTEs has taken the place of a huge page's entry",
     "thp.split_begin": "a large folio is to be split; it has no unexpected references, and is still mapped",

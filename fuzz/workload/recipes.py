@@ -236,6 +236,44 @@ _TEXTS: Final[dict[str, str]] = {
         c: madvise addr=H len=h advice=collapse
         c: write addr=H+j at=1
     """,
+    "shared memory, collapsed, seen by a child, with a hole": """
+        mmap addr=H len=h prot=rw flags=shared|fixed
+        write addr=H+j at=0
+        madvise addr=H len=h advice=collapse
+        fork child=c
+        c: write addr=H at=1
+        madvise addr=H len=j advice=remove
+    """,
+    "shared memory, collapsed and swapped out": """
+        mmap addr=H len=h+h prot=rw flags=shared|fixed
+        write addr=H+j at=0
+        madvise addr=H len=h advice=collapse
+        madvise addr=H len=h advice=pageout
+        read addr=H
+    """,
+    "shared memory, collapsed and moved in part": """
+        mmap addr=H len=h+h prot=rw flags=shared|fixed
+        write addr=H at=0
+        write addr=H+h at=1
+        madvise addr=H len=h+h advice=collapse
+        mremap addr=H+j old_len=h new_len=h flags=maymove|fixed|x new_addr=D+j
+    """,
+    "a file of memory, collapsed beside a private copy of a page": """
+        mmap addr=H len=h prot=rw flags=shared|fixed file=memfd
+        mmap addr=H+h len=h prot=rw flags=private|fixed file=memfd
+        write addr=H+h+j at=0
+        write addr=H at=1
+        madvise addr=H len=h+h advice=collapse
+        read addr=H+h
+    """,
+    "a huge page of a file of memory, mapped privately and written to": """
+        mmap addr=H len=h prot=rw flags=private|fixed file=memfd
+        read addr=H
+        madvise addr=H len=h advice=collapse
+        fork child=c
+        c: write addr=H+j at=0
+        write addr=H+j at=1
+    """,
     "pages moved to where they are missing": """
         mmap addr=a len=n prot=rw flags=private|fixed
         mmap addr=d len=n prot=rw flags=private|fixed

@@ -44,7 +44,7 @@ FLAGS: Final = {
 
 NO_FLAGS: Final[frozenset[str]] = frozenset()
 _PROTECTED: Final = frozenset(("wp",))  # by userfaultfd
-_HUGE: Final = frozenset(("thp",))  # the huge page of zeros
+_HUGE: Final = frozenset(("thp",))  # a huge page that is mapped as a whole
 
 Numbers = dict[tuple[str, int], int]
 """(what, frame or slot) to its number in the views of a step."""
@@ -85,7 +85,7 @@ def _vma(mm: MmStruct, area: VmAreaStruct) -> VmaView:
 
 
 def _pages(mm: MmStruct, numbers: Numbers) -> Iterator[PageView]:
-    """The pages that have an entry, in order; present pages of the page cache left out."""
+    """The pages that have an entry, in order; present small pages of the page cache left out."""
     geometry = mm.machine.geometry
     for address, level, entry in mm.pgd.leaves(geometry):
         page = address - geometry.arena_start >> PAGE_SHIFT
@@ -122,9 +122,13 @@ def _present(machine: Machine, page: int, entry: int, size: int, numbers: Number
     """
     pfn = entry >> PAGE_SHIFT
     folio = machine.phys.frames[pfn]
-    if not folio.anon:
-        return
     first = pfn - folio.pfn
+    if not folio.anon:
+        if size > 1:
+            flags = _HUGE | _protection(entry)
+            for i in range(size):
+                yield PageView(page + i, "file", False, numbers.setdefault(("frame", pfn + i), len(numbers)), -1, flags)
+        return
     exclusive = folio.mapcounts[first] + folio.entire_mapcount == 1
     for i in range(size):
         number = numbers.setdefault(("frame", pfn + i), len(numbers))

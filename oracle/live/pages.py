@@ -29,6 +29,7 @@ _PAGE_IS_FILE: Final = 1 << 2
 _PAGE_IS_PRESENT: Final = 1 << 3
 _PAGE_IS_SWAPPED: Final = 1 << 4  # guard regions too
 _PAGE_IS_ZERO: Final = 1 << 5  # a page of zeros, the huge one too, of which pagemap says that it is a file's
+_PAGE_IS_HUGE: Final = 1 << 6  # mapped by a PMD
 _REGIONS: Final = 256  # that one scan gives
 _REGION: Final = 3  # words: start, end, categories
 _WORD: Final = 8  # bytes of an entry
@@ -72,12 +73,13 @@ class PageReader:
     def entries(self, pagemap: int) -> list[tuple[int, int]]:
         """(arena page, pagemap entry) of each page of the open ``pagemap`` that has something, page cache left out.
 
-        Which pages of a file are present depends on what the kernel maps around a fault: of these nothing is said.
+        Which pages of a file are present depends on what the kernel maps around a fault: of these nothing is said, save
+        of huge ones that are mapped as a whole.
         """
         found: list[tuple[int, int]] = []
         for start, end, categories in self._populated(pagemap):
             if (
-                categories & (_PAGE_IS_FILE | _PAGE_IS_PRESENT | _PAGE_IS_ZERO)
+                categories & (_PAGE_IS_FILE | _PAGE_IS_PRESENT | _PAGE_IS_ZERO | _PAGE_IS_HUGE)
                 == _PAGE_IS_FILE | _PAGE_IS_PRESENT
             ):
                 continue
@@ -89,7 +91,7 @@ class PageReader:
     def _populated(self, pagemap: int) -> Iterable[tuple[int, int, int]]:
         """(start, end, categories): ranges of virtual pages that are present or swapped, by the kernel's own scan."""
         wanted = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED
-        told = wanted | _PAGE_IS_FILE | _PAGE_IS_ZERO
+        told = wanted | _PAGE_IS_FILE | _PAGE_IS_ZERO | _PAGE_IS_HUGE
         start, end = _ARENA.arena_start, _ARENA.arena_end
         while start < end:
             # struct pm_scan_arg: size, flags, start, end, walk_end

@@ -36,6 +36,7 @@ KPF_NAMES: Final = {
     1 << 22: "thp",
     1 << 33: "mlocked",
 }
+_KPF_ANON: Final = 1 << 12
 _KPF_THP: Final = 1 << 22  # beside _KPF_ZERO_PAGE: the huge page of zeros
 _KPF_ZERO_PAGE: Final = 1 << 24
 
@@ -125,6 +126,9 @@ def _page(page: int, entry: int, frames: Frames, numbers: dict[int, int]) -> Pag
     if flags & _KPF_ZERO_PAGE:
         huge = ("thp",) if flags & _KPF_THP else ()
         return PageView(page, "zero", False, -1, -1, frozenset((*huge, *protection)))
+    if not flags & _KPF_ANON:  # how often others map its pages hangs on what the kernel maps around faults
+        number = numbers.setdefault(place, len(numbers))
+        return PageView(page, "file", False, number, -1, frozenset(("thp", *protection)))
     names = frozenset((*(name for bit, name in KPF_NAMES.items() if flags & bit), *protection))
     exclusive = bool(entry & PM_EXCLUSIVE)
     return PageView(page, "present", exclusive, numbers.setdefault(place, len(numbers)), count, names)

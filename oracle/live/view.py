@@ -37,10 +37,11 @@ class PageView(NamedTuple):
     """One page of which /proc/PID/pagemap tells more than that nothing is there.
 
     Present pages of the page cache are left out: the kernel maps as many around the one that was touched as it likes.
+    Not so huge ones that are mapped as a whole.
     """
 
     page: int  # arena page
-    state: str  # present, zero (the page of zeros), swap, guard, marker (protected by userfaultfd), poison
+    state: str  # present, file, zero (the page of zeros), swap, guard, marker (protected by userfaultfd), poison
     exclusive: bool  # present and mapped nowhere else (bit 56 of pagemap; not PageAnonExclusive)
     frame: int  # number of the frame or swap slot by first appearance in the step's views, -1 where there is none
     mapcount: int  # /proc/kpagecount; -1 where it cannot be known

@@ -42,13 +42,14 @@ def read(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal
         page = grow(spec, pages, op, ret)
     if page is None or not page.flags & VM_ACCESS_FLAGS or page.flags & GUARDED:
         return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
-    if beyond_file(page):
+    if spec.meets_end(page, ret == SIGBUS):
         return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
     if ret or outcome.data is None:
         return wrong_result(op, ret, "success")
     got = pack_data(outcome.data)
     if page.dropped is not None:
         page = spec.settle_dropped(pages, op.args[0], page, got)
+    spec.settle_overhang(page, got)
     want = spec.content(page)
     if want == got:
         return None
@@ -66,7 +67,7 @@ def _store_refused(spec: Specification, pages: Pages, op: Op, ret: int) -> Refus
         page = grow(spec, pages, op, ret)
     if page is None or not page.flags & PROT_WRITE or page.flags & GUARDED:
         return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
-    if beyond_file(page):
+    if spec.meets_end(page, ret == SIGBUS):
         return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
     return wrong_result(op, ret, "success") if ret else None
 
@@ -99,6 +100,6 @@ def fetch(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None
         if ret == SIGBUS and page is not None and page.flags & VM_ACCESS_FLAGS and beyond_file(page):
             return None  # which of the two errors comes first is the kernel's choice
         return None if ret == SIGSEGV else wrong_result(op, ret, "SIGSEGV")
-    if beyond_file(page):
+    if spec.meets_end(page, ret == SIGBUS):
         return None if ret == SIGBUS else wrong_result(op, ret, "SIGBUS")
     return wrong_result(op, ret, "success") if ret else None

@@ -184,10 +184,9 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) 
             groups.append(_pair(spec, op, addr + i, place, outcome, several=several))
     if target is not None and not several:
         for i in range(moved, new):
-            if ret >= 0:
-                groups.append([{target + i: carried(spec, op.proc, next_page(pages[addr], i))}])
-            else:
-                groups.append([{target + i: pages.get(target + i)}, {target + i: None}])
+            there = pages.get(target + i)
+            grown = carried(spec, op.proc, next_page(pages[addr], i))
+            groups.append([{target + i: grown}] if ret >= 0 else [{target + i: there}, {target + i: None}])
     for number in range(addr + moved, addr + old):
         if number in pages and ret >= 0:
             groups.append([{number: None}])
@@ -262,6 +261,7 @@ def impossible(spec: Specification, op: Op, ret: int) -> Refusal | None:
 def settle(spec: Specification, op: Op, outcome: Outcome, token: int, shows: Shows) -> Refusal | None:
     """Do ``op``, which may have been left in part, as the machine shows that it was done. None: allowed."""
     ret = outcome.ret
+    spec.note_collapse(op)
     if op.kind == "process_madvise":
         return process_madvise.process_madvise(
             spec, op, ret, lambda to, call, got: settle(to, call, got._replace(injected=True), token, shows)
@@ -292,6 +292,7 @@ def alternatives(spec: Specification, op: Op, outcome: Outcome, token: int) -> I
     does not show any more what this one left.
     """
     ret = outcome.ret
+    spec.note_collapse(op)
     if op.kind == "process_madvise" and op.proc in spec.procs:
         yield from process_madvise.alternatives(spec, op, ret, lambda to, call, got: alternatives(to, call, got, token))
         return

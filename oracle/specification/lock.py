@@ -27,7 +27,6 @@ from oracle.specification.page import (
     Page,
     Pages,
     Refusal,
-    beyond_file,
     unlocked,
     with_flags,
     wrong_result,
@@ -54,8 +53,9 @@ def with_lock(page: Page, flags: int) -> Page:
     return with_flags(page, VM_LOCKED_MASK, flags)
 
 
-def can_populate(page: Page) -> bool:
-    return page.flags & VM_ACCESS_FLAGS != 0 and not page.flags & GUARDED and not beyond_file(page)
+def can_populate(spec: Specification, page: Page, refused: bool) -> bool:
+    """Can the page be faulted in? Where that may be or not, whether the call was ``refused`` says so."""
+    return page.flags & VM_ACCESS_FLAGS != 0 and not page.flags & GUARDED and not spec.meets_end(page, refused)
 
 
 def locked_pages(pages: Pages) -> int:
@@ -90,7 +90,7 @@ def mlock(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None
         if page is None:
             return _result(op, ret, -ENOMEM)
         page = pages[number] = with_lock(page, flags)
-        if flags and not page.flags & VM_LOCKONFAULT and not can_populate(page):
+        if flags and not page.flags & VM_LOCKONFAULT and not can_populate(spec, page, ret == -ENOMEM):
             want = -ENOMEM  # the hole, if there is one, is found first, with the same error
     return _result(op, ret, want)
 

@@ -67,7 +67,6 @@ from oracle.specification.page import (
     Page,
     Pages,
     Refusal,
-    beyond_file,
     erased,
     with_flags,
     wrong_result,
@@ -251,7 +250,7 @@ def _populate(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | 
                 break
         elif not page.flags & (PROT_WRITE if write else PROT_READ):
             want = -EINVAL
-        elif page.flags & GUARDED or beyond_file(page):
+        elif page.flags & GUARDED or spec.meets_end(page, ret == -EFAULT):
             want = -EFAULT
         elif write:
             pages[number] = written_to(spec, op.proc, number, page)

@@ -21,7 +21,6 @@ from oracle.specification.page import (
     Pages,
     PinState,
     Refusal,
-    beyond_file,
     names,
     wrong_result,
 )
@@ -85,10 +84,11 @@ def gup_results(spec: Specification, page: Page | None, op: Op) -> set[int]:
         backing = page.backing
         if flags & FOLL_LONGTERM and backing is not None and backing.shared and not is_memory(backing.file):
             return {-EFAULT}  # a device could write after the file system has cleaned the page
-    if beyond_file(page):
-        return {-EFAULT}
+    beyond = {-EFAULT} if spec.meets_end(page, True) else set()
+    if beyond and spec.meets_end(page, False):
+        return beyond
     if flags & FOLL_WRITE or page.flags & PROT_READ:
-        return {0}
+        return {0} | beyond
     # x86 cannot map a page that is not readable, so the lockless walk may find it
     return {0, -EFAULT} if op.kind == "gup_fast" else {-EFAULT}
 

@@ -22,9 +22,7 @@ from emulator.errors import InternalError
 from emulator.mm_types import (
     VM_DROPPABLE,
 )
-from emulator.uapi import (
-    ESRCH,
-)
+from emulator.uapi import ESRCH, MADV_COLLAPSE
 from emulator.workload import FOLL_LONGTERM, FOLL_WRITE, file_token, is_memory
 from oracle.specification import (
     accesses,
@@ -47,6 +45,7 @@ from oracle.specification.page import (
     PinState,
     Refusal,
     Settings,
+    beyond_file,
     wrong_result,
 )
 from oracle.specification.uffd import Userfaults
@@ -69,6 +68,7 @@ class Specification:
         "limits",
         "merged",
         "next_cell",
+        "overhangs",
         "pins",
         "procs",
         "settings",
@@ -86,6 +86,7 @@ class Specification:
         self.userfaults = {0: Userfaults()}  # of each process; empty: nobody uses userfaultfd
         self.forked = False  # there has been a child: pages may be shared, or have been
         self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
+        self.overhangs: frozenset[int] = frozenset()  # files of memory with pages, perhaps, behind their end
         self.cells: dict[int, int] = {}
         self.pins: dict[int, PinState] = {}
         self.next_cell = 1
@@ -105,6 +106,7 @@ class Specification:
         other.userfaults = {label: known.copy() for label, known in self.userfaults.items()}
         other.forked = self.forked
         other.files = dict(self.files)
+        other.overhangs = self.overhangs
         other.cells = dict(self.cells)
         other.pins = dict(self.pins)
         other.next_cell = self.next_cell
@@ -144,6 +146,31 @@ class Specification:
         for label, pin in self.pins.items():
             if pin.file == (file, page):
                 self.pins[label] = pin._replace(file=None)
+
+    def note_collapse(self, op: Op) -> None:
+        """A collapse of a file of memory may make a huge page that reaches behind the end of the file.
+
+        What such a page holds there can be read and written by whoever has it mapped as a whole. It goes when the huge
+        page is split, which may be at any time.
+        """
+        for call in process_madvise.ranges(op) if op.kind == "process_madvise" else [op]:
+            if call.kind == "madvise" and call.args[2] == MADV_COLLAPSE:
+                pages = self.procs.get(call.proc, {})
+                backings = [page.backing for n in range(*_bounds(call)) if (page := pages.get(n)) is not None]
+                self.overhangs |= {backing.file for backing in backings if backing and is_memory(backing.file)}
+
+    def meets_end(self, page: Page, refused: bool) -> bool:
+        """Does an access meet the end of the page's file? Where it may or not, whether it was ``refused`` says so."""
+        if not beyond_file(page):
+            return False
+        assert page.backing is not None
+        return refused or page.backing.file not in self.overhangs
+
+    def settle_overhang(self, page: Page, shown: int) -> None:
+        """What was written behind the end of a file may be gone."""
+        if not shown and self.overhangs and beyond_file(page):
+            assert page.backing is not None
+            self.files[page.backing.file, page.backing.page] = 0
 
     def set_content(self, pages: Pages, number: int, page: Page, content: int) -> None:
         """Give the page these contents, wherever they are kept."""
@@ -197,6 +224,7 @@ class Specification:
 
         ``token`` is what the op writes, if it writes. After a refusal the state is undefined.
         """
+        self.note_collapse(op)
         pages = self.procs.get(op.proc)
         if pages is None:
             return None if outcome.ret == -ESRCH else wrong_result(op, outcome.ret, "-ESRCH")
@@ -222,6 +250,10 @@ class Specification:
         if handler is None:
             raise InternalError(f"the specification does not know the operation {kind!r}")
         return handler(self, pages, op, ret)
+
+
+def _bounds(op: Op) -> tuple[int, int]:
+    return op.args[0], op.args[0] + op.args[1]
 
 
 def _kernel_activity(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -251,7 +283,6 @@ _HANDLERS = {
     "set_vma_name": attributes.set_vma_name,
     "memory_merge": attributes.memory_merge,
     "setrlimit": limits.setrlimit,
-    "max_map_count": limits.max_map_count,
     "mbind": attributes.mbind,
     "pkey_mprotect": attributes.mprotect,
     "remap_file_pages": attributes.remap_file_pages,

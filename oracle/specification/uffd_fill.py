@@ -36,7 +36,6 @@ from oracle.specification.page import (
     Page,
     Pages,
     Refusal,
-    beyond_file,
     names,
     with_flags,
     wrong_result,
@@ -126,7 +125,9 @@ def copy(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal
         """The source is read before the destination is looked at, which it may be, or bring along."""
         source = pages.get(src + i) or grow(spec, pages, Op("read", op.proc, (src + i,)), min(outcome.ret, 0))
         results = _empty(spec, known, dst + i, pages[dst + i], markers=True)
-        if source is None or not source.flags & VM_ACCESS_FLAGS or source.flags & GUARDED or beyond_file(source):
+        if source is None or not source.flags & VM_ACCESS_FLAGS or source.flags & GUARDED:
+            return results - {0} | {-EFAULT}
+        if spec.meets_end(source, outcome.ret == -EFAULT):
             return results - {0} | {-EFAULT}
         may_trap, must_trap = traps(spec, known, src + i, source, False)
         if must_trap:

@@ -24,7 +24,7 @@ from fuzz.workload.text import from_text
 from fuzz.workload.wire import encode
 from tests.fuzz.strategies import SAMPLE_POINTS, generated, geometries, quick, seeds
 
-MANY = [generated(seed) for seed in range(1500)]
+MANY = [generated(seed) for seed in range(2000)]
 RELOCATE = MREMAP_RELOCATE_ANON
 
 

@@ -50,7 +50,7 @@ def test_split() -> None:
     phys = memory()
     large = phys.alloc(2)
     large.content[2][0] = 77
-    small = phys.split(large)
+    small = phys.split(large, [0] * 4)
     assert [folio.pfn for folio in small] == list(range(large.pfn, large.pfn + 4))
     assert [folio.content for folio in small] == [[{}], [{}], [{0: 77}], [{}]]
     assert all(phys.frames[folio.pfn] is folio and phys.live[folio.pfn] is folio for folio in small)

@@ -19,7 +19,7 @@ def split(world: World, page: int = 0, proc: int = 0) -> int:
     """split_folio on the folio of the page, and the end of the caller's lock and reference."""
     folio = isolated(world, page, proc)
     first = folio.pfn
-    error: int = world.image.huge_memory_split.split_folio(folio)
+    error: int = world.image.huge_memory_split.split_folio(world.machine, folio)
     head = world.machine.phys.frames[first]
     assert head.lock.owner is world.machine.sched.current
     assert (head is folio) is (error != 0)
@@ -98,7 +98,7 @@ def test_swap_space_is_split_too() -> None:
     folio = isolated(world, 0)
     assert world.image.swap_state.add_to_swap(world.machine, folio)
     slot = folio.swap
-    assert world.image.huge_memory_split.split_folio(folio) == 0
+    assert world.image.huge_memory_split.split_folio(world.machine, folio) == 0
     small = [world.folio(page) for page in range(8)]
     assert [page.swap for page in small] == list(range(slot, slot + 8))
     assert [world.machine.swap.cache[slot + i] for i in range(8)] == small
@@ -131,12 +131,12 @@ def test_what_cannot_be_split() -> None:
     world = filled()
     folio = isolated(world, 0)
     folio.writeback = True
-    assert world.image.huge_memory_split.split_folio(folio) == -EBUSY
+    assert world.image.huge_memory_split.split_folio(world.machine, folio) == -EBUSY
     folio.writeback = False
     assert world.image.swap_state.add_to_swap(world.machine, folio)
     world.image.rmap_unmap.try_to_unmap(folio)
     assert is_swap(world.pte(0))
-    assert world.image.huge_memory_split.split_folio(folio) == -EBUSY
+    assert world.image.huge_memory_split.split_folio(world.machine, folio) == -EBUSY
 
 
 def partly_mapped() -> World:
