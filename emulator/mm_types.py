@@ -353,6 +353,7 @@ class MmStruct:
         "locked_vm",
         "machine",
         "map_count",
+        "max_map_count",
         "merge_any",
         "mm_mt",
         "mm_users",
@@ -378,6 +379,7 @@ class MmStruct:
         self.mm_mt = VmaTree()
         self.mmap_lock = mmap_lock
         self.map_count = 0  # VMAs; mmap_lock write
+        self.max_map_count: int | None = None  # VMAs that it may have; None: as the profile says
         self.total_vm = 0  # pages, likewise the rest
         self.data_vm = 0
         self.exec_vm = 0

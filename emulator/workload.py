@@ -24,6 +24,7 @@ COLLISION_OPS_MAX: Final = 3
 PATTERNS_MAX: Final = 3  # what ``fill`` can store; 0 is zeros
 SCAN_MAX: Final = 16
 THP_ORDERS: Final = 0x1FC  # orders of large folios that faults may bring, a bit each: 4 to 256 pages
+MAPS_MAX: Final = 64  # mappings that ``max_map_count`` may leave a process
 SCHEDULE_MAX: Final = 8  # switches
 STEPS_MAX: Final = 64
 
@@ -60,6 +61,7 @@ class Domain(Enum):
     PATTERN = "pattern"  # what ``fill`` stores, 0 … PATTERNS_MAX - 1
     RESOURCE = "resource"  # a number of RESOURCES
     LIMIT = "limit"  # pages, 0 … arena_pages
+    MAPS = "maps"  # mappings, 0 … MAPS_MAX
     THP_ORDERS = "thp_orders"  # bits of THP_ORDERS
     SCAN = "scan"  # pages for a scanner to look at, 0 … SCAN_MAX
 
@@ -171,6 +173,12 @@ OPS: Final[dict[str, OpSpec]] = {
         58,
         (("sizes", Domain.THP_ORDERS),),
         "sysfs: of which sizes (pages) a first write brings large folios to memory that wants huge pages",
+    ),
+    "max_map_count": OpSpec(
+        57,
+        (("maps", Domain.MAPS),),
+        "vm.max_map_count: the process and its children to come may have so many mappings, or as many as it has, "
+        "counted from what a process has before it maps anything",
     ),
     "ksm_scan": OpSpec(
         80,

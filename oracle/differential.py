@@ -122,6 +122,8 @@ def fate_by_kind(op: Op, ret: int) -> Fate:
     """What became of an op in which a failure was injected, as far as its kind and result say."""
     if op.kind in KERNEL_ACTIVITY:
         return Fate.DONE
+    if op.kind == "brk":  # refused, it gives the old break, which is no error
+        return Fate.DONE if ret == op.args[0] else Fate.UNDONE
     if ret not in FAILURES:
         return Fate.OTHER if op.kind == "mremap" else Fate.DONE
     if op.kind == "mmap":

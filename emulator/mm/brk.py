@@ -21,7 +21,7 @@ def do_brk_flags(mm: MmStruct, prev: VmAreaStruct | None, addr: int, length: int
     """Anonymous read-write memory at ``addr``; grows ``prev``, never merges with what follows."""
     vm_flags = ksm.ksm_vma_flags(mm, VM_DATA_DEFAULT_FLAGS | VM_ACCOUNT | mm.def_flags)
     pages = length >> PAGE_SHIFT
-    if not mmap.may_expand_vm(mm, vm_flags, pages) or mm.map_count > mm.machine.profile.max_map_count:
+    if not mmap.may_expand_vm(mm, vm_flags, pages) or mm.map_count > sys.sysctl_max_map_count(mm):
         return -ENOMEM
     if mmap.security_vm_enough_memory(mm, pages):
         return -ENOMEM

@@ -322,6 +322,10 @@ def do_setrlimit(mm: MmStruct, args: tuple[int, ...]) -> int:
     return sys.do_prlimit(mm, *args)
 
 
+def do_max_map_count(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return sys.max_map_count_store(mm, args[0])
+
+
 def do_thp_sizes(mm: MmStruct, args: tuple[int, ...]) -> int:
     return huge_memory.anon_enabled_store(mm.machine, args[0])
 
@@ -368,4 +372,5 @@ HANDLERS = {
     "ksm_scan": do_ksm_scan,
     "setrlimit": do_setrlimit,
     "thp_sizes": do_thp_sizes,
+    "max_map_count": do_max_map_count,
 }

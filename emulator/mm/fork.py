@@ -70,7 +70,7 @@ def dup_mmap(mm: MmStruct, oldmm: MmStruct) -> int:
             error = dup_one_vma(mm, old)
     if not error:
         ksm.ksm_fork(mm, oldmm)
-    mm.rlim = oldmm.rlim
+    mm.rlim, mm.max_map_count = oldmm.rlim, oldmm.max_map_count
     mm.mmap_base, mm.start_brk, mm.brk = oldmm.mmap_base, oldmm.start_brk, oldmm.brk
     mm.merge_any = oldmm.merge_any
     mm.mmap_lock.up_write()

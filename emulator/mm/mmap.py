@@ -358,7 +358,7 @@ def do_mmap(
         if addr:
             addr = max(addr, low_limit(mm))
     length = page_align(length)
-    if mm.map_count > mm.machine.profile.max_map_count:
+    if mm.map_count > sys.sysctl_max_map_count(mm):
         return -ENOMEM
     vm_flags = calc_vm_prot_bits(prot) | mm.def_flags | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     if flags & MAP_GROWSDOWN:

@@ -14,6 +14,7 @@ from emulator.mm import (
     mremap_tables,
     munmap,
     rmap,
+    sys,
     userfaultfd_k,
     vma,
     vma_link,
@@ -148,7 +149,7 @@ def vrm_stat_account(vrm: VmaRemapStruct, length: int) -> None:
 
 def prep_move_vma(vrm: VmaRemapStruct) -> int:
     """Can the source be cut where the move needs it? KSM pages are unmerged, as nothing would find them elsewhere."""
-    if vrm.mm.map_count >= vrm.mm.machine.profile.max_map_count - 3:
+    if vrm.mm.map_count >= sys.sysctl_max_map_count(vrm.mm) - 3:
         return -ENOMEM
     source = vrm.source()
     cut = source.vm_start != vrm.addr or source.vm_end != vrm.addr + vrm.old_len
@@ -407,7 +408,7 @@ def check_new_addr(vrm: VmaRemapStruct) -> int:
     if vrm.addr + vrm.old_len > vrm.new_addr and vrm.new_addr + vrm.new_len > vrm.addr:
         return -EINVAL
     # Both ranges may have to be cut in three: stay four maps below the limit (see prep_move_vma).
-    if vrm.mm.map_count + 2 >= vrm.mm.machine.profile.max_map_count - 3:
+    if vrm.mm.map_count + 2 >= sys.sysctl_max_map_count(vrm.mm) - 3:
         return -ENOMEM
     return 0
 

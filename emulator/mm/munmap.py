@@ -7,7 +7,7 @@ held to the end: what the others could see is the same.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, page_align
-from emulator.mm import memory_zap, mmap, rmap, vma, vma_link, vma_modify
+from emulator.mm import memory_zap, mmap, rmap, sys, vma, vma_link, vma_modify
 from emulator.mm_types import VM_ACCOUNT, VM_LOCKED, VM_SEALED, MmStruct, VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM, EPERM
 
@@ -36,7 +36,7 @@ def vms_gather_munmap_vmas(vms: VmaMunmapStruct) -> int:
     mm = vms.mm
     first = mm.mm_mt.find(vms.start)
     if first is not None and first.vm_start < vms.start:
-        if vms.end < first.vm_end and mm.map_count >= mm.machine.profile.max_map_count:
+        if vms.end < first.vm_end and mm.map_count >= sys.sysctl_max_map_count(mm):
             return -ENOMEM
         if first.vm_flags & VM_SEALED:
             return -EPERM

@@ -1,7 +1,7 @@
-"""Limits of a process (kernel/sys.c, include/linux/sched/signal.h).
+"""Limits of a process (kernel/sys.c, include/linux/sched/signal.h), and vm.max_map_count (mm/util.c).
 
-A limit is a number of pages. Of address space and of data it counts from nothing: a process of the machine has nothing
-beside what a workload maps.
+A limit is a number of pages, of ``max_map_count`` one of VMAs. Of address space, data and VMAs it counts from nothing:
+a process of the machine has nothing beside what a workload maps.
 """
 
 from __future__ import annotations
@@ -39,3 +39,16 @@ def check_data_rlimit(mm: MmStruct, brk: int) -> bool:
     return limit is None or brk - mm.start_brk <= limit << PAGE_SHIFT
 
 
+def max_map_count_store(mm: MmStruct, count: int) -> int:
+    """Let vm.max_map_count leave ``mm`` and its children to come so many VMAs, or as many as it has; 0.
+
+    Linux has one number for everybody. A process whose other mappings use it up is as near to it as is wanted, and
+    nobody else has to live with a lower one: so does the live oracle.
+    """
+    mm.max_map_count = max(count, mm.map_count)
+    return 0
+
+
+def sysctl_max_map_count(mm: MmStruct) -> int:
+    """How many VMAs ``mm`` may have."""
+    return mm.machine.profile.max_map_count if mm.max_map_count is None else mm.max_map_count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.mm import huge_memory, rmap
+from emulator.mm import huge_memory, rmap, sys
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VmAreaStruct
 from emulator.uapi import EINVAL, ENOMEM
@@ -73,7 +73,7 @@ def _split_vma(vma: VmAreaStruct, addr: int, new_below: bool) -> int:
 def split_vma(vma: VmAreaStruct, addr: int, new_below: bool) -> int:
     """As ``_split_vma``, ENOMEM at max_map_count."""
     mm = vma.vm_mm
-    if mm.map_count >= mm.machine.profile.max_map_count:
+    if mm.map_count >= sys.sysctl_max_map_count(mm):
         return -ENOMEM
     return _split_vma(vma, addr, new_below)
 

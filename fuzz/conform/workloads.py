@@ -48,9 +48,12 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "pkey_mprotect": 1,
     "remap_file_pages": 3,
     "setrlimit": 1,
+    "max_map_count": 1,
 }
 _SIZES_SHARE: Final = 0.3  # of the workloads have large folios of all sizes, where pages are compared
 _ALL_SIZES: Final = Step((Op("thp_sizes", 0, (THP_ORDERS,)),))
+_MAPS_SHARE: Final = 0.02  # of the workloads have processes near to vm.max_map_count, which take a moment to make
+_MAPS: Final = range(2, 16)
 
 
 def round_of(
@@ -71,6 +74,11 @@ def round_of(
             made = tuple(wanting_large_folios(made))
         else:
             made = tuple(step for step in made if step.ops[0].kind != "thp_sizes")
+        if rng.random() < _MAPS_SHARE:
+            first = (*first, Step((Op("max_map_count", 0, (rng.choice(_MAPS),)),)))
+        else:
+            made = tuple(step for step in made if step.ops[0].kind != "max_map_count")
+        first = tuple(step for step in first if not expressible(Workload(GEOMETRY, (step,)), depth, swap=swap))
         fit = [step for step in made if not expressible(Workload(GEOMETRY, (*first, step)), depth, swap=swap)]
         if any(step.ops[0].kind in REGISTERING for step in fit):  # not both, see ``expressible``
             fit = [step for step in fit if not maps_memory(step.ops[0])]

@@ -60,6 +60,7 @@ from emulator.workload import (
     FOLL_LONGTERM,
     FOLL_PIN,
     FOLL_WRITE,
+    MAPS_MAX,
     OFFSETS_MAX,
     OPS,
     POLICIES,
@@ -188,6 +189,8 @@ class Arguments:
             return 0 if rng.random() < 0.8 else rng.randint(1, SCAN_MAX)
         if domain is Domain.LIMIT:
             return rng.choice((rng.randint(0, 4), rng.randint(0, 40), rng.randint(0, sketch.geometry.arena_pages)))
+        if domain is Domain.MAPS:  # of most use when it is about what is mapped
+            return rng.choice((rng.randint(2, 10), rng.randint(4, 20), rng.randint(0, MAPS_MAX)))
         if domain is Domain.THP_ORDERS:
             return rng.choice((THP_ORDERS, THP_ORDERS, THP_ORDERS & rng.randrange(THP_ORDERS + 1)))
         labels = sketch.labels

@@ -64,6 +64,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "ksm_scan": (("ksm",), ("fault", "thp", "rmap")),
     "thp_sizes": ((), ()),
     "setrlimit": ((), ()),
+    "max_map_count": ((), ()),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(

@@ -39,8 +39,9 @@ from emulator.workload import (
     Workload,
     pattern_token,
 )
-from oracle.live import limits, thp_sizes, userfault
+from oracle.live import limits, map_count, thp_sizes, userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
+from oracle.live.surroundings import Filling
 from oracle.live.userfault import NEEDS_A_READER, Userfault
 from oracle.live.view import Depth
 
@@ -76,6 +77,7 @@ class Context(NamedTuple):
     files: list[int]  # handles, by label
     userfault: Userfault
     before: limits.Before = limits.NOTHING
+    filling: Filling = Filling(0, 0)  # of the address space above the arena
 
 
 Run = Callable[[Context, Args, int], tuple[int, Data]]
@@ -208,6 +210,11 @@ def _thp_sizes(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return 0, None
 
 
+def _max_map_count(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    map_count.leave(context.processor, args[0], context.filling)
+    return 0, None
+
+
 def _mbind(context: Context, args: Args, token: int) -> tuple[int, Data]:
     page, length, policy = args
     nodes = (ctypes.c_uint64 * 1)(1 if policy else 0)  # node 0
@@ -300,6 +307,7 @@ CALLS: Final[dict[str, Run]] = {
     "memory_merge": _memory_merge,
     "setrlimit": _setrlimit,
     "thp_sizes": _thp_sizes,
+    "max_map_count": _max_map_count,
     "mbind": _mbind,
     "pkey_mprotect": _pkey_mprotect,
     "remap_file_pages": _remap_file_pages,
@@ -394,6 +402,8 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
         if pages_out and depth >= Depth.PAGES and not swap:
             return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
         if op.kind == "setrlimit" and (why := limits.refused(*op.args)):
+            return f"step {number}: {why}"
+        if op.kind == "max_map_count" and (why := map_count.refused()):
             return f"step {number}: {why}"
         if op.kind == "thp_sizes" and depth < Depth.PAGES:
             return f"step {number}: sizes of folios show in pages only"

@@ -68,10 +68,10 @@ class Server:
         )  # VMAs that are none of the arena's
         own = ProcFiles(self.pid)
         self.pages = PageReader(processor) if depth >= Depth.PAGES else None
-        fill(processor)
+        filling = fill(processor)
         self.empty: Counts = own.counts()
         size, _, data, _ = self.empty
-        self.context = self.context._replace(before=Before(size >> 2, data >> 2))  # kB to pages
+        self.context = self.context._replace(before=Before(size >> 2, data >> 2), filling=filling)  # kB to pages
         if self.pages is not None:
             self.pages.check(own.pagemap)
         own.close()

@@ -43,8 +43,15 @@ class Mapping(NamedTuple):
     name: str
 
 
-def fill(processor: Processor) -> None:
-    """Fill every hole above the arena. Raises ``OSError`` when the arena itself is not free.
+class Filling(NamedTuple):
+    """A mapping that fills a hole. Bytes."""
+
+    start: int
+    size: int
+
+
+def fill(processor: Processor) -> Filling:
+    """Fill every hole above the arena; the largest filling. Raises ``OSError`` when the arena itself is not free.
 
     The filling cannot be accessed, costs no memory, and never merges with a mapping of the arena, as it is a file.
     """
@@ -56,14 +63,17 @@ def fill(processor: Processor) -> None:
     for fence in range(_FENCES):
         _place(processor, file, ARENA_END + fence * PAGE_SIZE, PAGE_SIZE)
     lowest = ARENA_END + _FENCES * PAGE_SIZE
+    largest = Filling(0, 0)
     for mapping in taken:
         if mapping.name == "[stack]":
             break
         if mapping.start > lowest:
             _place(processor, file, lowest, mapping.start - lowest)
+            largest = max(largest, Filling(lowest, mapping.start - lowest), key=lambda filling: filling.size)
         lowest = mapping.end
     _fill_below_stack(processor, file)
     os.close(file)
+    return largest
 
 
 def _place(processor: Processor, file: int, start: int, size: int) -> None:

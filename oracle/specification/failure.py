@@ -184,9 +184,10 @@ def _mremap_groups(spec: Specification, pages: Pages, op: Op, outcome: Outcome) 
             groups.append(_pair(spec, op, addr + i, place, outcome, several=several))
     if target is not None and not several:
         for i in range(moved, new):
-            there = pages.get(target + i)
-            grown = carried(spec, op.proc, next_page(pages[addr], i))
-            groups.append([{target + i: grown}] if ret >= 0 else [{target + i: there}, {target + i: None}])
+            if ret >= 0:
+                groups.append([{target + i: carried(spec, op.proc, next_page(pages[addr], i))}])
+            else:
+                groups.append([{target + i: pages.get(target + i)}, {target + i: None}])
     for number in range(addr + moved, addr + old):
         if number in pages and ret >= 0:
             groups.append([{number: None}])

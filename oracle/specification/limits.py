@@ -1,4 +1,8 @@
-"""What limits of a process refuse (rules: mm/mmap.c may_expand_vm, kernel/sys.c). Pages."""
+"""What limits of a process refuse (rules: mm/mmap.c may_expand_vm, kernel/sys.c). Pages.
+
+How many mappings a process has is nothing that the specification knows: where they are limited, a call that may have
+to cut one may fail.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,17 @@ from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_GROWSDOWN, VM_WRITE
 from emulator.uapi import ENOMEM
 from emulator.workload import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
-from oracle.specification.page import Page, Pages, Refusal, wrong_result
+from oracle.specification.page import FAILURES, Page, Pages, Refusal, wrong_result
 
 if TYPE_CHECKING:
     from emulator.workload import Op
     from oracle.specification.state import Specification
 
 _STOPPED: Final = frozenset(("mremap", "mprotect", "pkey_mprotect", "remap_file_pages"))
+_CUTS: Final = _STOPPED | {
+    "mmap", "munmap", "madvise", "mlock", "mlock2", "munlock", "mseal", "set_vma_name", "mbind", "uffd_register",
+    "uffd_unregister",
+}  # fmt: skip
 
 
 def setrlimit(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -23,6 +31,11 @@ def setrlimit(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | 
     rlim = list(settings.rlim)
     rlim[resource] = limit
     spec.settings[op.proc] = settings._replace(rlim=tuple(rlim))
+    return wrong_result(op, ret, "success") if ret else None
+
+
+def max_map_count(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    spec.settings[op.proc] = spec.settings_of(op.proc)._replace(maps=True)
     return wrong_result(op, ret, "success") if ret else None
 
 
@@ -55,7 +68,21 @@ def stopped_by_limit(spec: Specification, op: Op, ret: int) -> bool:
 
     Which of them it had done is seen, not foretold.
     """
-    rlim = spec.settings_of(op.proc).rlim
+    settings = spec.settings_of(op.proc)
+    rlim = settings.rlim
     limited = rlim[RLIMIT_AS] is not None or rlim[RLIMIT_DATA] is not None
-    return limited and ret == -ENOMEM and op.kind in _STOPPED
+    return (limited and ret == -ENOMEM and op.kind in _STOPPED) or stopped_by_maps(spec, op, ret)
+
+
+def stopped_by_maps(spec: Specification, op: Op, ret: int) -> bool:
+    """May the call have ended like this as the process must not have more mappings?"""
+    if op.kind == "process_madvise":
+        target, _, length, _, length_2, _ = op.args
+        some = ret in FAILURES or 0 <= ret < length + length_2
+        return some and spec.settings_of(target).maps
+    if not spec.settings_of(op.proc).maps:
+        return False
+    if op.kind == "brk":
+        return ret != op.args[0]
+    return ret in FAILURES and op.kind in _CUTS
 

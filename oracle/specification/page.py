@@ -128,6 +128,7 @@ class Settings(NamedTuple):
     lock: int = 0  # VM_LOCKED_MASK bits of what it will map (mlockall MCL_FUTURE); a child does not inherit them
     merge: bool = False  # all memory is offered to the same-page scanner (PR_SET_MEMORY_MERGE)
     rlim: tuple[int | None, ...] = (None,) * len(RESOURCES)  # limits that were set, in pages
+    maps: bool = False  # how many mappings it may have was limited, so any call that makes one may fail
     brk: int = -1  # arena page where its heap ends; -1: where it begins
 
 

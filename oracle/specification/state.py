@@ -283,6 +283,7 @@ _HANDLERS = {
     "set_vma_name": attributes.set_vma_name,
     "memory_merge": attributes.memory_merge,
     "setrlimit": limits.setrlimit,
+    "max_map_count": limits.max_map_count,
     "mbind": attributes.mbind,
     "pkey_mprotect": attributes.mprotect,
     "remap_file_pages": attributes.remap_file_pages,

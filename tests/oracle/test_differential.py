@@ -187,3 +187,13 @@ def test_a_userfaultfd_that_a_failed_call_has_opened() -> None:
     assert verdict.findings == ()
     assert verdict.outcomes[1][0].injected
     assert verdict.notes
+
+
+def test_a_heap_that_could_not_grow() -> None:
+    """The old break is no error, and all the same nothing was done; the reference goes on beside."""
+    grow = Op("brk", 0, (100,), 2)
+    steps = [Step((op,)) for op in (Op("uffd_register", 0, (0, 1, 1)), grow, mmap(0, 2))]
+    verdict = Judge(KernelImage(Mainline), KernelImage(Mainline)).run(Workload("small8", tuple(steps)))
+    assert verdict.findings == ()
+    assert verdict.outcomes[1][0].injected
+    assert not verdict.notes

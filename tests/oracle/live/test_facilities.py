@@ -7,11 +7,12 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fuzz.workload.text import from_text
-from oracle.live import facilities, rmap_probe, thp_sizes, userfault
+from oracle.live import facilities, map_count, rmap_probe, thp_sizes, userfault
 from oracle.live.calls import expressible
 from oracle.live.view import Depth
 from tests.oracle.live.running_kernel import on_linux
@@ -118,3 +119,14 @@ def test_limits_that_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused == [False, True, False, True, True]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 20, resource.RLIM_INFINITY))
     assert expressible(from_text(text.format("as", 1))) == ""
+
+
+def test_too_many_mappings_to_make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Some distributions allow a million."""
+    setting = tmp_path / "max_map_count"
+    monkeypatch.setattr(map_count, "SETTING", setting)
+    near = from_text("world x86-64\nmax_map_count maps=4\n")
+    setting.write_text("1048576\n")
+    assert expressible(near) == "step 0: vm.max_map_count is 1048576: too many mappings to make"
+    setting.write_text("65530\n")
+    assert expressible(near) == ""

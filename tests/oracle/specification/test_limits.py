@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from emulator.uapi import EAGAIN, ENOMEM, EPERM, MAP_GROWSDOWN, MAP_LOCKED, MAP_SHARED, PROT_READ, SIGSEGV
+from emulator.uapi import (
+    EAGAIN,
+    ENOMEM,
+    EPERM,
+    MADV_RANDOM,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
+    MAP_SHARED,
+    PROT_READ,
+    SIGSEGV,
+)
 from emulator.workload import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK, Op, Outcome
-from oracle.specification.failure import left_in_part
-from tests.oracle.specification.bench import FIXED, RW, Bench
+from oracle.specification.failure import left_in_part, settle
+from tests.oracle.specification.bench import FIXED, MOVE, RW, Bench
 
 FIXED_SHARED = FIXED & ~2 | MAP_SHARED
 
@@ -97,3 +109,50 @@ def test_stopped_half_way(bench: Bench) -> None:
     assert not left_in_part(bench.spec, op, Outcome(-ENOMEM))
     bench.do("setrlimit", RLIMIT_DATA, 4)
     assert left_in_part(bench.spec, op, Outcome(-ENOMEM))
+
+
+@pytest.mark.parametrize(
+    ("op", "ret"),
+    [
+        (("mmap", 30, 1, RW, FIXED, 0, 0), -ENOMEM),
+        (("munmap", 11, 1), -ENOMEM),
+        (("mremap", 10, 4, 4, MOVE, 50), -ENOMEM),
+        (("mremap", 70, 1, 3, MOVE, 50), -ENOMEM),  # before it is seen that nothing is mapped there
+        (("mprotect", 11, 1, PROT_READ), -ENOMEM),
+        (("madvise", 11, 1, MADV_RANDOM), -EAGAIN),
+        (("mlock", 11, 1), -ENOMEM),
+        (("mbind", 11, 1, 1), -ENOMEM),
+        (("uffd_register", 11, 1, 1), -ENOMEM),
+        (("process_madvise", 0, 10, 1, 12, 1, MADV_RANDOM), -EAGAIN),
+        (("brk", 101), 100),
+    ],
+)
+def test_the_number_of_mappings(bench: Bench, op: tuple[Any, ...], ret: int) -> None:
+    """Where it is limited a call may be refused, and each page is then as it was or as the call makes it."""
+    kind, *args = op
+    bench.spec.limits = bench.spec.limits._replace(heap=100)
+    call = Op(kind, 0, tuple(args))
+    assert not left_in_part(bench.spec, call, Outcome(ret))
+    bench.do("max_map_count", 3)
+    bench.do("fork", 1)
+    for proc in (0, 1):
+        assert left_in_part(bench.spec, call._replace(proc=proc), Outcome(ret))
+    before = dict(bench.spec.procs[0])
+    spec = bench.spec.copy()
+    assert settle(spec, call, Outcome(ret), 1, lambda proc, number, page: before.get(number) == page) is None
+    assert spec.procs[0] == before
+
+
+def test_advice_that_ended_early(bench: Bench) -> None:
+    """The first range is done, and the second was refused; when both are done nothing was."""
+    bench.do("max_map_count", 3)
+    op = Op("process_madvise", 0, (0, 10, 1, 12, 1, MADV_RANDOM))
+    assert [left_in_part(bench.spec, op, Outcome(done)) for done in (0, 1, 2)] == [True, True, False]
+
+
+def test_what_does_not_ask_for_mappings(bench: Bench) -> None:
+    """A fork or an access is not refused for their number."""
+    bench.do("max_map_count", 3)
+    assert bench.refuses("fork", 1, ret=-ENOMEM).rule == "result"
+    assert bench.refuses("write", 10, 0, ret=SIGSEGV).rule == "result"
+    assert bench.refuses("max_map_count", 3, ret=-ENOMEM).rule == "result"
