@@ -79,8 +79,10 @@ def should_try_to_free_swap(vmf: memory.VmFault, folio: Folio, references: int) 
     return folio.refcount == references + folio.nr_pages
 
 
-def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
+def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int, *, fresh: bool = False) -> int:
     """Map the folio in place of the swap entry; folio and table are locked. The caller's reference is used up.
+
+    ``fresh``: nobody but the caller has ever seen the folio, so it is exclusive whatever the entry says.
 
     Returns how many pages were mapped.
     """
@@ -99,7 +101,7 @@ def map_swapped_pages(vmf: memory.VmFault, folio: Folio, page: int) -> int:
     if m.profile.swap_freed_before_mapping and should_try_to_free_swap(vmf, folio, 1):
         swap_state.folio_free_swap(m, folio)
     flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED | orig & (SOFT_DIRTY | UFFD_WP)
-    exclusive = not folio.ksm and (exclusive or folio.refcount == 1)
+    exclusive = not folio.ksm and (fresh or exclusive or folio.refcount == 1)
     if exclusive and vma.vm_flags & VM_WRITE and not userfaultfd_k.userfaultfd_pte_wp(vma, flags):
         flags |= RW
         if vmf.flags & memory.FAULT_FLAG_WRITE:
@@ -127,9 +129,7 @@ def swap_in_past_the_cache(vmf: memory.VmFault, swap_slot: int) -> int:
             vmf.table.ptl.unlock()
         return memory.VM_FAULT_OOM if same else 0
     if same:
-        swap.folio_get(folio)  # it waits in a batch for the LRU, which holds a reference: it does not look exclusive
-        map_swapped_pages(vmf, folio, 0)
-        swap.folio_put(m, folio)
+        map_swapped_pages(vmf, folio, 0, fresh=True)
         m.sched.point("fault.swap_mapped")
     folio.swap = 0
     folio.lock.unlock()
@@ -160,7 +160,7 @@ def map_found_page(vmf: memory.VmFault, folio: Folio, mapped: Folio, swap_slot: 
     m = vmf.m
     if mapped is not folio:
         mapped.swap = swap_slot
-        map_swapped_pages(vmf, mapped, 0)
+        map_swapped_pages(vmf, mapped, 0, fresh=True)
         mapped.swap = 0
         mapped.lock.unlock()
         m.sched.point("fault.swap_mapped")

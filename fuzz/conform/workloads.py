@@ -49,6 +49,7 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "remap_file_pages": 3,
     "setrlimit": 1,
     "max_map_count": 1,
+    "ksm_scan": 4,
 }
 _SIZES_SHARE: Final = 0.3  # of the workloads have large folios of all sizes, where pages are compared
 _ALL_SIZES: Final = Step((Op("thp_sizes", 0, (THP_ORDERS,)),))
@@ -82,6 +83,8 @@ def round_of(
         fit = [step for step in made if not expressible(Workload(GEOMETRY, (*first, step)), depth, swap=swap)]
         if any(step.ops[0].kind in REGISTERING for step in fit):  # not both, see ``expressible``
             fit = [step for step in fit if not maps_memory(step.ops[0])]
+        if any(step.ops[0].kind == "ksm_scan" for step in fit):  # nor these
+            fit = [step for step in fit if step.ops[0].kind != "memory_merge"]
         workload = repair(Workload(GEOMETRY, (*first, *fit)))
         done += count_ops(workload)
         yield workload

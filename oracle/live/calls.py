@@ -39,7 +39,7 @@ from emulator.workload import (
     Workload,
     pattern_token,
 )
-from oracle.live import limits, map_count, thp_sizes, userfault
+from oracle.live import ksm, limits, map_count, thp_sizes, userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.surroundings import Filling
 from oracle.live.userfault import NEEDS_A_READER, Userfault
@@ -327,7 +327,7 @@ CALLS: Final[dict[str, Run]] = {
 }
 # What the machine refuses on files of memory, and the kernel does not.
 REGISTERING: Final = frozenset(("uffd_register", "uffd_unregister"))
-PROCESS_OPS: Final = ("fork", "exit")  # the server takes part in these
+PROCESS_OPS: Final = ("fork", "exit", "ksm_scan")  # the server takes part in these
 
 
 def has_prompt_swap() -> bool:
@@ -409,6 +409,12 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: sizes of folios show in pages only"
         if op.kind == "thp_sizes" and (why := thp_sizes.refused()):
             return f"step {number}: sizes of folios: {why}"
+        if op.kind == "ksm_scan" and depth < Depth.PAGES:
+            return f"step {number}: what is merged shows in pages only"
+        if op.kind == "ksm_scan" and (why := ksm.refused()):
+            return f"step {number}: the same-page scanner: {why}"
+        if op.kind == "ksm_scan" and "memory_merge" in kinds:
+            return f"step {number}: the scanner would find what is mergeable outside of the arena too"
         if pages_out and depth >= Depth.PAGES and "thp_sizes" in kinds:
             return f"step {number}: whether a large folio comes back whole hangs on where its swap slots lie"
         if op.kind == "userfaultfd" and op.args[0] & NEEDS_A_READER:

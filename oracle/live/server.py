@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from emulator.uapi import EBUSY, ESRCH
 from emulator.workload import token
+from oracle.live import ksm
 from oracle.live.calls import Context, Data
 from oracle.live.files import Files
 from oracle.live.limits import Before
@@ -141,6 +142,10 @@ class Run:
         process = self.processes.get(label)
         if process is None or (kind == "fork" and args[0] in self.processes):
             self._show(-ESRCH if process is None else -EBUSY, None, {})
+            return
+        if kind == "ksm_scan":
+            ksm.scan(*args)
+            self._show(0, None, {})
             return
         changed = [label]
         if kind == "process_madvise":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from emulator.workload import THP_ORDERS
+from oracle.live import ksm
 
 JOURNAL: Final = Path("/run/vmafuzz-settings.json")
 SIZE_FILES: Final = {  # order to the setting for folios of 2**order pages
@@ -34,6 +35,8 @@ QUIET: Final[Mapping[str, str]] = {
     "/proc/sys/vm/page-cluster": "0",
     # large folios come in sizes that workloads ask for
     **dict.fromkeys(map(str, SIZE_FILES.values()), "never"),
+    # pages are merged when workloads ask for it
+    **{str(ksm.FOLDER / name): value for name, value in ksm.QUIET.items()},
 }
 
 
@@ -46,9 +49,12 @@ def asleep() -> Iterator[None]:
     """khugepaged has had its visit and sleeps for as long as is set.
 
     With nobody to visit it does not sleep but waits for the first process that wants huge pages, and visits that one
-    at once. So there is one, and it is us.
+    at once. So there is one, and it is us. Likewise with the same-page scanner, which we offer memory without pages.
     """
-    with mmap.mmap(-1, _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, _HUGE, private) as memory, mmap.mmap(-1, mmap.PAGESIZE, private) as offered:
+        with contextlib.suppress(OSError):  # a kernel that merges no pages
+            offered.madvise(mmap.MADV_MERGEABLE)
         with contextlib.suppress(OSError):  # a kernel without huge pages has no khugepaged
             memory.madvise(mmap.MADV_HUGEPAGE)
             memory[0] = 1  # memory that nobody has touched is not on its list
@@ -123,7 +129,7 @@ def _put_back(handle: int) -> None:
         before = json.loads(written) if written else {}
     except ValueError:  # the write was cut short, so nothing had been changed yet
         before = {}
-    for path, value in before.items():
+    for path, value in reversed(before.items()):
         with contextlib.suppress(OSError):
             Path(path).write_text(value)
     _write_down(handle, {})

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Outcome, Workload
-from oracle.live import thp_sizes
+from oracle.live import alone
 from oracle.live.calls import expressible, has_prompt_swap
 from oracle.live.parse import Entries, VmaParser, counters, parse_pages, present_frames
 from oracle.live.rmap_probe import RmapProbe
@@ -115,7 +115,7 @@ class LiveSystem:
         reason = expressible(workload, self.depth, swap=self.swap)
         if reason:
             raise UsageError(f"cannot run on the live kernel: {reason}")
-        with thp_sizes.undisturbed(workload):
+        with alone.undisturbed(workload):
             return self._run(workload)
 
     def _run(self, workload: Workload, *, again: bool = False) -> LiveRun:

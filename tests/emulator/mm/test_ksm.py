@@ -32,6 +32,8 @@ from tests.emulator.references import check_all, check_references
 
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 
+pytestmark = pytest.mark.live
+
 
 class Mergeable(World):
     """With prctl(PR_SET_MEMORY_MERGE)."""

@@ -34,6 +34,8 @@ MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 
 # ---- merging
 
+pytestmark = pytest.mark.live
+
 
 def test_equal_pages_become_one() -> None:
     """The second scan merges what the first one has seen unchanged: one page, read-only and clean, nobody's own."""

@@ -265,7 +265,7 @@ def test_a_device_that_is_memory_is_read_past_the_cache(write: bool) -> None:
 
 
 def test_what_two_processes_have_goes_through_the_cache() -> None:
-    """Both must get the same page; the last one, alone by then, is read past the cache and not exclusive at first."""
+    """Both must get the same page; the last one, alone by then, is read past the cache and exclusive."""
     world = World(profile=PROMPT)
     world.mmap(0, 4)
     world.write(0)
@@ -277,9 +277,22 @@ def test_what_two_processes_have_goes_through_the_cache() -> None:
     assert world.do("exit", proc=1) == 0
     assert world.do("read", 0) == 0
     assert not world.folio(0).swapcache
-    assert world.folio(0).anon_exclusive == 0
-    assert world.do("write", 0, 1) == 0
     assert world.folio(0).anon_exclusive == 1
+    check_all(world)
+
+
+def test_what_is_read_past_the_cache_belongs_to_who_reads_it() -> None:
+    """A child's page is fresh, and so exclusive, though its entry was its parent's too: its mapping is not the root."""
+    world = World(profile=PROMPT)
+    world.mmap(0, 4)
+    world.write(0)
+    assert world.do("reclaim", 0) == 1
+    world.fork(1)
+    assert world.do("munmap", 0, 4) == 0
+    assert world.do("read", 0, proc=1) == 0
+    folio = world.folio(0, 1)
+    assert folio.anon_exclusive == 1
+    assert folio.mapping is world.vma(0, 1).anon_vma
     check_all(world)
 
 
