@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Final
 
-from emulator.uapi import MADV_HUGEPAGE, MAP_FIXED
+from emulator.uapi import MADV_HUGEPAGE, MAP_FIXED, MCL_CURRENT
 from emulator.workload import THP_ORDERS, Op, Step, Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
-from oracle.live.calls import CALLS, REGISTERING, expressible, maps_memory
+from oracle.live.calls import CALLS, REGISTERING, expressible, limits_locked_memory, maps_memory
 from oracle.live.thp_sizes import refused
 from oracle.live.view import Depth
 
@@ -81,13 +81,26 @@ def round_of(
             made = tuple(step for step in made if step.ops[0].kind != "max_map_count")
         first = tuple(step for step in first if not expressible(Workload(GEOMETRY, (step,)), depth, swap=swap))
         fit = [step for step in made if not expressible(Workload(GEOMETRY, (*first, step)), depth, swap=swap)]
-        if any(step.ops[0].kind in REGISTERING for step in fit):  # not both, see ``expressible``
-            fit = [step for step in fit if not maps_memory(step.ops[0])]
-        if any(step.ops[0].kind == "ksm_scan" for step in fit):  # nor these
-            fit = [step for step in fit if step.ops[0].kind != "memory_merge"]
-        workload = repair(Workload(GEOMETRY, (*first, *fit)))
+        workload = repair(Workload(GEOMETRY, (*first, *kept_apart(fit))))
         done += count_ops(workload)
         yield workload
+
+
+def kept_apart(steps: list[Step]) -> list[Step]:
+    """Without those that cannot be compared beside others of the steps, see ``expressible``."""
+    ops = [step.ops[0] for step in steps]
+    kinds = {op.kind for op in ops}
+    registers = bool(kinds & REGISTERING)
+    limits_locking = any(map(limits_locked_memory, ops))
+
+    def fits(op: Op) -> bool:
+        if op.kind == "memory_merge":
+            return "ksm_scan" not in kinds
+        if op.kind == "mlockall":
+            return not (limits_locking and op.args[0] & MCL_CURRENT)
+        return not (registers and maps_memory(op))
+
+    return [step for step in steps if fits(step.ops[0])]
 
 
 def wanting_large_folios(steps: Iterable[Step]) -> Iterator[Step]:

@@ -33,6 +33,7 @@ from emulator.workload import (
     OFFSETS_MAX,
     OPS,
     POLICIES,
+    RLIMIT_MEMLOCK,
     VMA_NAMES,
     Domain,
     Op,
@@ -40,8 +41,8 @@ from emulator.workload import (
     pattern_token,
 )
 from oracle.live import ksm, limits, map_count, thp_sizes, userfault
-from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNMAP, SYS_PRCTL, Processor
-from oracle.live.surroundings import Filling
+from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNLOCK, SYS_MUNMAP, SYS_PRCTL, Processor
+from oracle.live.surroundings import Filling, unlock_surroundings
 from oracle.live.userfault import NEEDS_A_READER, Userfault
 from oracle.live.view import Depth
 
@@ -49,7 +50,6 @@ SYS_BRK: Final = 12
 SYS_MREMAP: Final = 25
 SYS_MADVISE: Final = 28
 SYS_MLOCK: Final = 149
-SYS_MUNLOCK: Final = 150
 SYS_MLOCKALL: Final = 151
 SYS_MUNLOCKALL: Final = 152
 SYS_REMAP_FILE_PAGES: Final = 216
@@ -153,7 +153,10 @@ def _munlock(context: Context, args: Args, token: int) -> tuple[int, Data]:
 
 
 def _mlockall(context: Context, args: Args, token: int) -> tuple[int, Data]:
-    return context.processor.call(SYS_MLOCKALL, args[0]), None
+    result = context.processor.call(SYS_MLOCKALL, args[0])
+    if args[0] & MCL_CURRENT and result == 0:
+        unlock_surroundings(context.processor)
+    return result, None
 
 
 def _munlockall(context: Context, args: Args, token: int) -> tuple[int, Data]:
@@ -330,6 +333,10 @@ REGISTERING: Final = frozenset(("uffd_register", "uffd_unregister"))
 PROCESS_OPS: Final = ("fork", "exit", "ksm_scan")  # the server takes part in these
 
 
+def limits_locked_memory(op: Op) -> bool:
+    return op.kind == "setrlimit" and op.args[0] == RLIMIT_MEMLOCK
+
+
 def has_prompt_swap() -> bool:
     """Does the running kernel swap pages out, and at once? Only zram is done when it is asked.
 
@@ -380,6 +387,7 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
         return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
     shared = any(maps_memory(step.ops[0]) for step in workload.steps)
     kinds = {op.kind for step in workload.steps for op in step.ops}
+    limits_locking = any(limits_locked_memory(step.ops[0]) for step in workload.steps)
     for number, step in enumerate(workload.steps):
         if len(step.ops) != 1:
             return f"step {number} is a collision"
@@ -394,8 +402,8 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
             return f"step {number}: the running kernel knows no names of VMAs (CONFIG_ANON_VMA_NAME)"
         if op.kind == "pkey_mprotect" and op.args[3] and has_protection_keys():
             return f"step {number}: the processor has protection keys, the machine's has none"
-        if op.kind == "mlockall" and op.args[0] & MCL_CURRENT:
-            return f"step {number}: mlockall would lock what is outside of the arena too"
+        if op.kind == "mlockall" and op.args[0] & MCL_CURRENT and limits_locking:
+            return f"step {number}: mlockall counts what is outside of the arena, and locked memory is limited"
         if op.kind == "process_madvise" and op.args[0] != op.proc and not has_nice():
             return f"step {number}: other processes may be advised with CAP_SYS_NICE only"
         pages_out = op.kind in ("madvise", "process_madvise") and op.args[-1] == MADV_PAGEOUT

@@ -13,7 +13,7 @@ import os
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SIZE
-from oracle.live.processor import SYS_MMAP, SYS_MUNMAP, Processor
+from oracle.live.processor import SYS_MMAP, SYS_MUNLOCK, SYS_MUNMAP, Processor
 
 ARENA_START: Final = GEOMETRIES["x86-64"].arena_start
 ARENA_END: Final = GEOMETRIES["x86-64"].arena_end
@@ -93,6 +93,13 @@ def _fill_below_stack(processor: Processor, file: int) -> None:
         if offered >= 0:
             processor.call(SYS_MUNMAP, offered, size)
         size >>= 1
+
+
+def unlock_surroundings(processor: Processor) -> None:
+    """After mlockall: what is outside of the arena is unlocked again, as a machine has nothing there."""
+    for mapping in mappings():
+        if not ARENA_START <= mapping.start < ARENA_END:
+            processor.call(SYS_MUNLOCK, mapping.start, mapping.end - mapping.start)
 
 
 def mappings() -> list[Mapping]:

@@ -27,25 +27,23 @@ from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
 
 ONFAULT = VM_LOCKED | VM_LOCKONFAULT
 
+pytestmark = pytest.mark.live
+
 
 class Locks(World):
     """Calls in arena pages."""
 
-    def mlock(self, page: int, pages: int, extra: int = 0) -> int:
-        result: int = self.image.mlock.sys_mlock(self.mm(), self.address(page) + extra, pages << 12)
-        return result
+    def mlock(self, page: int, pages: int) -> int:
+        return self.do("mlock", page, pages)
 
     def mlock2(self, page: int, pages: int, flags: int) -> int:
-        result: int = self.image.mlock.sys_mlock2(self.mm(), self.address(page), pages << 12, flags)
-        return result
+        return self.do("mlock2", page, pages, flags)
 
     def munlock(self, page: int, pages: int) -> int:
-        result: int = self.image.mlock.sys_munlock(self.mm(), self.address(page), pages << 12)
-        return result
+        return self.do("munlock", page, pages)
 
     def mlockall(self, flags: int) -> int:
-        result: int = self.image.mlock.sys_mlockall(self.mm(), flags)
-        return result
+        return self.do("mlockall", flags)
 
     def locked(self, page: int) -> int:
         """The lock flags of the VMA there."""
@@ -76,7 +74,7 @@ def test_pages_that_are_touched_are_locked_whole() -> None:
     """The start is rounded down and the end up."""
     world = Locks()
     world.mmap(0, 4)
-    assert world.mlock(1, 1, extra=100) == 0
+    assert world.image.mlock.sys_mlock(world.mm(), world.address(1) + 100, 1 << 12) == 0
     assert world.layout() == [(0, 1), (1, 2), (3, 1)]
 
 
@@ -136,12 +134,9 @@ def test_out_of_memory_while_populating() -> None:
     """ENOMEM of GUP becomes EAGAIN of mlock."""
     world = Locks()
     world.mmap(0, 1)
-    task = world.machine.sched.current
     failures = set()
     for nth in range(1, 8):
-        task.fail_count, task.fail_nth = 0, nth
-        failures.add(world.mlock(0, 1))
-        task.fail_nth = 0
+        failures.add(world.do("mlock", 0, 1, fail_nth=nth))
         assert world.munlock(0, 1) == 0
     assert failures == {0, -EAGAIN}
 
@@ -187,7 +182,7 @@ def test_mlockall(flags: int, now: int, future: int) -> None:
     world.mmap(8, 2)
     assert world.locked(8) == future
     assert world.present(8) == [future == VM_LOCKED]
-    assert world.image.mlock.sys_munlockall(world.mm()) == 0
+    assert world.do("munlockall") == 0
     assert [world.locked(page) for page in (0, 4, 8)] == [0, 0, 0]
     assert world.mm().locked_vm == 0
     world.mmap(12, 1)
@@ -206,10 +201,7 @@ def test_mlockall_passes_over_what_fails() -> None:
     world.mmap(0, 4)
     world.mmap(6, 2)
     assert world.mlock(0, 2) == 0
-    task = world.machine.sched.current
-    task.fail_count, task.fail_nth = 0, 1  # the merge of the second VMA with the first
-    assert world.mlockall(1) == 0
-    task.fail_nth = 0
+    assert world.do("mlockall", 1, fail_nth=1) == 0  # the merge of the second VMA with the first
     assert [world.locked(page) for page in (0, 2, 6)] == [VM_LOCKED, 0, VM_LOCKED]
     world.check()
 
