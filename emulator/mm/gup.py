@@ -42,6 +42,7 @@ FOLL_TOUCH: Final = 0x200  # internal: mark the page accessed, and dirty when fo
 FOLL_MADV_POPULATE: Final = 0x400  # internal: errors as MADV_POPULATE_* reports them
 
 EMLINK: Final = 31  # internal: the page must be unshared first
+UNSHARE_MAX: Final = 16  # so often in vain: it never will be, whatever others do meanwhile
 RETRY: Final = "retry"  # drop mmap_lock, wait for the migration of the page, look everything up again
 
 
@@ -226,10 +227,15 @@ def get_user_page(mm: MmStruct, addr: int, flags: int) -> Pin | int | str:
         error = check_vma_flags(vma, flags)
         if error:
             return error
+    unshared = 0
     while True:
         got = follow_page_mask(vma, addr, flags)
         if got is not None and got != -EMLINK:
             return got
+        unshared += got == -EMLINK
+        if unshared > UNSHARE_MAX:
+            detail = f"faults that unshare the page at {addr:#x} in {vma} succeed, and it is shared still"
+            raise KernelBug("gup-livelock", detail, vma)
         mm.machine.sched.point("gup_slow.faulting")
         result = faultin_page(vma, addr, flags, got == -EMLINK)
         if result != 0:

@@ -21,6 +21,7 @@ FAULTS = {  # and the oracle that sees each
     "mremap-dontunmap-locked": "accounting",
     "stack-growth-charge": "accounting",
     "mremap-uffd-neighbour": "specification",
+    "gup-livelock-huge-file": "kernel",
 }
 FOLDER = Path(__file__).parents[3] / "corpus" / "regressions" / "mainline"
 
