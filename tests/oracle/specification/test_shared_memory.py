@@ -9,8 +9,10 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    MADV_COLLAPSE,
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
+    MADV_POPULATE_READ,
     MADV_REMOVE,
     MAP_FIXED,
     MAP_SHARED,
@@ -81,3 +83,37 @@ def test_who_must_not_punch_holes(bench: Bench) -> None:
     bench.do("madvise", 11, 1, MADV_REMOVE, ret=-EINVAL)
     assert bench.refuses("madvise", 11, 1, MADV_REMOVE).rule == "result"
     bench.do("madvise", 11, 1, MADV_DONTNEED_LOCKED)
+
+
+def test_behind_the_end_after_a_collapse(bench: Bench) -> None:
+    """SIGBUS without fail before; after it there may be memory, which may be lost again."""
+    bench.map(0, 32, file=MEMFD + 1, flags=SHARED)
+    assert bench.refuses("read", 20).rule == "result"
+    bench.do("read", 20, ret=SIGBUS)
+    bench.do("madvise", 0, 32, MADV_COLLAPSE, ret=-EINVAL)
+    bench.do("read", 20)
+    bench.do("read", 20, ret=SIGBUS)
+    token = bench.do("write", 20, 1)
+    assert bench.content(20) == ((1, token),)
+    bench.do("gup_slow", 21, FOLL_PIN, 0)
+    bench.do("gup_slow", 21, FOLL_PIN, 1, ret=-EFAULT)
+    for ret in (0, -EFAULT):
+        bench.do("madvise", 18, 4, MADV_POPULATE_READ, ret=ret)
+    for ret in (0, -ENOMEM):
+        bench.do("mlock", 18, 4, ret=ret)
+    page = bench.spec.procs[0][20]
+    bench.spec.settle_overhang(page, 5)
+    assert bench.content(20) == ((1, token),)
+    bench.spec.settle_overhang(page, 0)
+    assert bench.content(20) == ()
+    assert bench.refuses("read", 3, ret=SIGBUS).rule == "result"
+
+
+def test_a_collapse_of_other_memory_is_no_reason(bench: Bench) -> None:
+    """Only a file of memory gets huge pages, and only one that was collapsed."""
+    bench.map(0, 32, file=1, flags=SHARED)
+    bench.map(40, 8, flags=SHARED)
+    bench.do("madvise", 0, 48, MADV_COLLAPSE, ret=-EINVAL)
+    assert bench.refuses("read", 20).rule == "result"
+    bench.map(60, 32, file=MEMFD + 1, flags=SHARED)
+    assert bench.refuses("read", 80).rule == "result"
