@@ -47,6 +47,7 @@ class Machine:
         self.anon_vmas_live: dict[int, AnonVma] = {}  # serial to AnonVma, for oracles: what has not been freed
         self._serial = 0
         self.ksm = Ksm(self.sched)
+        self.overcommit_memory = self.profile.overcommit_memory  # sysctl: OVERCOMMIT_*
         self.huge_anon_orders_madvise = 0  # sysfs hugepages-*kB/enabled: bit n for folios of 2**n pages
         self.procs: dict[int, MmStruct] = {}  # label to the address space of a living process
         self.pins: dict[int, Pin] = {}

@@ -17,7 +17,13 @@ from typing import Final, NamedTuple
 from emulator.errors import UsageError
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_IO, VM_MAYBE_GUARD, VM_SPECIAL
-from emulator.uapi import MADV_COLLAPSE, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+from emulator.uapi import (
+    MADV_COLLAPSE,
+    MADV_DONTNEED_LOCKED,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    OVERCOMMIT_GUESS,
+)
 
 
 class Profile(NamedTuple):
@@ -32,8 +38,12 @@ class Profile(NamedTuple):
     rlimit_stack: int = 8 << 20  # bytes
     rlimit_memlock: int = 8 << 20  # bytes
     cap_ipc_lock: bool = True  # CAP_IPC_LOCK, as root has: rlimit_memlock does not bind
-    commit_limit: int | None = None  # pages; None: overcommit guesses and does not refuse
-    overcommit_never: bool = False  # vm.overcommit_memory=2: MAP_NORESERVE is not heeded
+    cap_sys_admin: bool = True  # CAP_SYS_ADMIN, as root has: what is kept back for root may be used
+    overcommit_memory: int = OVERCOMMIT_GUESS  # sysctl vm.overcommit_memory
+    ram_and_swap: int | None = None  # pages; where overcommit guesses, no request may be larger. None: none is
+    commit_limit: int | None = None  # pages, CommitLimit of /proc/meminfo; counts with OVERCOMMIT_NEVER. None: endless
+    user_reserve: int = 128 << 20  # bytes, sysctl vm.user_reserve_kbytes: what a large process must leave, likewise
+    admin_reserve: int = 8 << 20  # bytes, sysctl vm.admin_reserve_kbytes: what is kept back for root, likewise
     thp_always: bool = False  # transparent_hugepage/enabled: always instead of madvise
     use_zero_page: bool = True  # transparent_hugepage/use_zero_page: reads map the huge page of zeros
     swap_synchronous: bool = False  # swap on zram (SWP_SYNCHRONOUS_IO)

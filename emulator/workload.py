@@ -62,6 +62,7 @@ class Domain(Enum):
     RESOURCE = "resource"  # a number of RESOURCES
     LIMIT = "limit"  # pages, 0 … arena_pages
     MAPS = "maps"  # mappings, 0 … MAPS_MAX
+    OVERCOMMIT = "overcommit"  # a number of OVERCOMMIT
     THP_ORDERS = "thp_orders"  # bits of THP_ORDERS
     SCAN = "scan"  # pages for a scanner to look at, 0 … SCAN_MAX
 
@@ -88,6 +89,7 @@ RLIMIT_AS: Final = 0
 RLIMIT_DATA: Final = 1
 RLIMIT_STACK: Final = 2
 RLIMIT_MEMLOCK: Final = 3
+OVERCOMMIT: Final = ("guess", "always", "never")  # by the kernel's numbers
 RESOURCES: Final = ("as", "data", "stack", "memlock")  # by these numbers, which are our own
 POLICIES: Final = ("default", "bind", "interleave", "preferred")  # of memory, all about node 0
 
@@ -173,6 +175,11 @@ OPS: Final[dict[str, OpSpec]] = {
         58,
         (("sizes", Domain.THP_ORDERS),),
         "sysfs: of which sizes (pages) a first write brings large folios to memory that wants huge pages",
+    ),
+    "overcommit_memory": OpSpec(
+        56,
+        (("mode", Domain.OVERCOMMIT),),
+        "vm.overcommit_memory: how the system judges what it is asked to promise; never: MAP_NORESERVE is not heeded",
     ),
     "max_map_count": OpSpec(
         57,

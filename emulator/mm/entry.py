@@ -33,6 +33,7 @@ from emulator.mm import (
     remap_file_pages,
     swap_state,
     sys,
+    util,
     vmscan,
 )
 from emulator.mm_types import MmStruct, Pin
@@ -326,6 +327,10 @@ def do_max_map_count(mm: MmStruct, args: tuple[int, ...]) -> int:
     return sys.max_map_count_store(mm, args[0])
 
 
+def do_overcommit_memory(mm: MmStruct, args: tuple[int, ...]) -> int:
+    return util.overcommit_policy_store(mm.machine, args[0])
+
+
 def do_thp_sizes(mm: MmStruct, args: tuple[int, ...]) -> int:
     return huge_memory.anon_enabled_store(mm.machine, args[0])
 
@@ -373,4 +378,5 @@ HANDLERS = {
     "setrlimit": do_setrlimit,
     "thp_sizes": do_thp_sizes,
     "max_map_count": do_max_map_count,
+    "overcommit_memory": do_overcommit_memory,
 }

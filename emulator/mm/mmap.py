@@ -6,7 +6,7 @@ Limits and accounting that the system calls share stand here too.
 from __future__ import annotations
 
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, sys, vma, vma_link
+from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, sys, util, vma, vma_link
 from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -53,6 +53,7 @@ from emulator.uapi import (
     MAP_SHARED_VALIDATE,
     MAP_STACK,
     MAP_TYPE,
+    OVERCOMMIT_NEVER,
 )
 from emulator.workload import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK
 
@@ -114,14 +115,7 @@ def accountable_mapping(file: File | None, flags: int) -> bool:
 
 def security_vm_enough_memory(mm: MmStruct, pages: int) -> int:
     """Charge ``pages`` to Committed_AS. 0, or -ENOMEM with nothing charged."""
-    m = mm.machine
-    if m.should_fail("vm_enough_memory"):
-        return -ENOMEM
-    limit = m.profile.commit_limit
-    if limit is not None and m.committed + pages > limit:
-        return -ENOMEM
-    m.committed += pages
-    return 0
+    return -ENOMEM if mm.machine.should_fail("vm_enough_memory") else util.vm_enough_memory(mm.machine, mm, pages)
 
 
 # ---- choosing an address
@@ -402,7 +396,7 @@ def do_mmap(
         pgoff = addr >> PAGE_SHIFT
     else:
         return -EINVAL
-    if flags & MAP_NORESERVE and not mm.machine.profile.overcommit_never:
+    if flags & MAP_NORESERVE and mm.machine.overcommit_memory != OVERCOMMIT_NEVER:
         vm_flags |= VM_NORESERVE
     return mmap_region(mm, file, addr, length, vm_flags, pgoff)
 

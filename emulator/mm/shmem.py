@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm import memory, mmap, swap, swap_state, truncate
+from emulator.mm import memory, mmap, swap, swap_state, truncate, util
 from emulator.mm_types import VM_NORESERVE, AddressSpace, File, Folio, MmStruct, VmAreaStruct, VmOps
 from emulator.uapi import ENOMEM
 from emulator.workload import shared_memory, token
@@ -48,14 +48,11 @@ def shmem_acct_size(mm: MmStruct, mapping: AddressSpace) -> bool:
 
 
 def shmem_acct_blocks(m: Machine, mapping: AddressSpace) -> bool:
-    """Charge one more page, if they are charged one by one. False: more than may be committed."""
-    if not mapping.noreserve:
-        return True
-    limit = m.profile.commit_limit
-    if limit is not None and m.committed >= limit:
-        return False
-    m.committed += 1
-    return True
+    """Charge one more page, if they are charged one by one. False: more than may be committed.
+
+    To nobody: whoever touches the page first, its size does not count here.
+    """
+    return not mapping.noreserve or not util.vm_enough_memory(m, None, 1)
 
 
 def shmem_unacct_blocks(m: Machine, mapping: AddressSpace, pages: int) -> None:

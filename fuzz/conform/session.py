@@ -46,7 +46,9 @@ class Session:
         self.depth = depth
         self.image = KernelImage(Mainline, transform)
         self.live = LiveSystem(depth)
-        self._kernel = PROFILES[profile]._replace(swap_synchronous=self.live.swap)
+        self._kernel = PROFILES[profile]._replace(
+            swap_synchronous=self.live.swap, overcommit_memory=self.live.overcommit_memory
+        )
 
     def __enter__(self) -> Session:
         return self

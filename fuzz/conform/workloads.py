@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Final
 
-from emulator.uapi import MADV_HUGEPAGE, MAP_FIXED, MCL_CURRENT
+from emulator.uapi import MADV_HUGEPAGE, MAP_FIXED, MCL_CURRENT, OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER
 from emulator.workload import THP_ORDERS, Op, Step, Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
@@ -49,12 +49,15 @@ WEIGHTS: Final[dict[str, int]] = dict.fromkeys(CALLS, _OTHERS) | {
     "remap_file_pages": 3,
     "setrlimit": 1,
     "max_map_count": 1,
+    "overcommit_memory": 1,
     "ksm_scan": 4,
 }
 _SIZES_SHARE: Final = 0.3  # of the workloads have large folios of all sizes, where pages are compared
 _ALL_SIZES: Final = Step((Op("thp_sizes", 0, (THP_ORDERS,)),))
 _MAPS_SHARE: Final = 0.02  # of the workloads have processes near to vm.max_map_count, which take a moment to make
 _MAPS: Final = range(2, 16)
+_MODES_SHARE: Final = 0.02  # of the workloads change how the system overcommits, and have to be alone for that
+_MODES: Final = (OVERCOMMIT_ALWAYS, OVERCOMMIT_NEVER, OVERCOMMIT_NEVER)
 
 
 def round_of(
@@ -75,6 +78,10 @@ def round_of(
             made = tuple(wanting_large_folios(made))
         else:
             made = tuple(step for step in made if step.ops[0].kind != "thp_sizes")
+        if rng.random() < _MODES_SHARE:
+            first = (*first, Step((Op("overcommit_memory", 0, (rng.choice(_MODES),)),)))
+        else:
+            made = tuple(step for step in made if step.ops[0].kind != "overcommit_memory")
         if rng.random() < _MAPS_SHARE:
             first = (*first, Step((Op("max_map_count", 0, (rng.choice(_MAPS),)),)))
         else:

@@ -56,7 +56,7 @@ def inexpressible(op: Op) -> str:
     """Why no program can do this op as the workload means it; empty: it can."""
     if op.fail_nth:
         return "an allocation that fails (fail_nth)"
-    if op.kind in ("thp_sizes", "max_map_count"):
+    if op.kind in ("thp_sizes", "max_map_count", "overcommit_memory"):
         return f"{op.kind}, a setting of the whole system"
     if op.kind in _KERNEL_ONLY:
         return f"{op.kind}, which only the kernel does"

@@ -63,6 +63,7 @@ from emulator.workload import (
     MAPS_MAX,
     OFFSETS_MAX,
     OPS,
+    OVERCOMMIT,
     POLICIES,
     PROCESS_ADVICE_ALLOWED,
     RESOURCES,
@@ -93,6 +94,7 @@ _SELDOM_FLAGS: Final = (
 _ANY_OF: Final = {
     Domain.OFFSET: OFFSETS_MAX, Domain.FILE_OFFSET: FILE_PAGES + 1, Domain.VMA_NAME: len(VMA_NAMES) + 1,
     Domain.POLICY: len(POLICIES), Domain.PKEY: 2, Domain.SWITCH: 2, Domain.RESOURCE: len(RESOURCES),
+    Domain.OVERCOMMIT: len(OVERCOMMIT),
 }  # fmt: skip
 _REGISTERED: Final = ("uffd_unregister", "uffd_zeropage", "uffd_wp", "uffd_poison")  # where something is registered
 

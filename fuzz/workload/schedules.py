@@ -65,6 +65,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "thp_sizes": ((), ()),
     "setrlimit": ((), ()),
     "max_map_count": ((), ()),
+    "overcommit_memory": ((), ()),
 }
 _OWN: Final = 0.65  # of the stops are in an op's own areas
 _LONG: Final = frozenset(

@@ -55,6 +55,7 @@ WEIGHTS: Final[dict[str, int]] = {
     "thp_sizes": 2,
     "setrlimit": 1,
     "max_map_count": 1,
+    "overcommit_memory": 1,
 }
 # The same for what runs beside another op: what works without the mmap lock, or tries to.
 COMPANIONS: Final[dict[str, int]] = {
@@ -101,13 +102,14 @@ COMPANIONS: Final[dict[str, int]] = {
     "thp_sizes": 1,
     "setrlimit": 1,
     "max_map_count": 1,
+    "overcommit_memory": 1,
 }
 # What most workloads are without: it makes the layout richer, and is not what designs change.
 _SELDOM: Final = frozenset(
     (
         "mlock", "munlock", "mlock2", "mlockall", "munlockall", "brk", "mseal", "set_vma_name", "memory_merge", "mbind",
         "pkey_mprotect", "remap_file_pages", "process_madvise", "setrlimit",
-        "max_map_count",
+        "max_map_count", "overcommit_memory",
     )
 )  # fmt: skip
 _USERFAULTFD: Final = frozenset(kind for kind in WEIGHTS if kind.startswith(("uffd_", "userfaultfd")))

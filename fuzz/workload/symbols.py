@@ -11,6 +11,7 @@ from emulator.workload import (
     FOLL_PIN,
     FOLL_WRITE,
     MEMFD,
+    OVERCOMMIT,
     POLICIES,
     PROCESS_ADVICE_ALLOWED,
     RESOURCES,
@@ -107,6 +108,7 @@ _NUMBERS: Final[dict[Domain, tuple[tuple[str, int], ...]]] = {
     Domain.POLICY: tuple((name, n) for n, name in enumerate(POLICIES)),
     Domain.PKEY: ((NONE, 0), ("key0", 1), ("key1", 2)),
     Domain.RESOURCE: tuple((name, n) for n, name in enumerate(RESOURCES)),
+    Domain.OVERCOMMIT: tuple((name, n) for n, name in enumerate(OVERCOMMIT)),
     Domain.SWITCH: (("off", 0), ("on", 1)),
     Domain.FILE: (("anon", 0), *((f"file{n}", n + 1) for n in range(MEMFD)), ("memfd", MEMFD + 1)),
 }

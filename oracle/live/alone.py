@@ -1,7 +1,8 @@
 """Workloads that the rest of the machine feels run alone, one at a time; the others side by side.
 
-Which sizes of folios the kernel gives is a setting of the whole system, and the same-page scanner goes through the
-memory of all processes. Who does either holds a lock of his own, everybody else the same lock shared.
+Which sizes of folios the kernel gives and how it overcommits are settings of the whole system, and the same-page
+scanner goes through the memory of all processes. Who does any of it holds a lock of his own, everybody else the same
+lock shared.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from emulator.workload import Workload
-from oracle.live import ksm
+from oracle.live import ksm, overcommit
 from oracle.live.settings import SIZE_FILES, chosen
 
 LOCK: Final = Path("/run/vmafuzz-alone")
 """Holds what is to be put back, as JSON from file to word, while somebody acts on the whole system."""
 
-_ALONE: Final = frozenset(("thp_sizes", "ksm_scan"))
+_ALONE: Final = frozenset(("thp_sizes", "ksm_scan", "overcommit_memory"))
 
 
 @contextlib.contextmanager
@@ -45,6 +46,8 @@ def undisturbed(workload: Workload, lock: Path = LOCK) -> Iterator[None]:
         try:
             if "ksm_scan" in kinds:
                 ksm.scan(0)  # what an earlier workload has left half scanned
+            if "overcommit_memory" in kinds:
+                overcommit.limit(overcommit.OUT_OF_REACH)
             yield
         finally:
             if alone:
@@ -58,6 +61,8 @@ def _changed(kinds: set[str]) -> Iterator[Path]:
         yield from SIZE_FILES.values()
     if "ksm_scan" in kinds:
         yield ksm.FOLDER / "run"
+    if "overcommit_memory" in kinds:
+        yield from overcommit.changed()
 
 
 def _write_down(handle: int, before: dict[str, str]) -> None:

@@ -40,7 +40,7 @@ from emulator.workload import (
     Workload,
     pattern_token,
 )
-from oracle.live import ksm, limits, map_count, thp_sizes, userfault
+from oracle.live import ksm, limits, map_count, overcommit, thp_sizes, userfault
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNLOCK, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.surroundings import Filling, unlock_surroundings
 from oracle.live.userfault import NEEDS_A_READER, Userfault
@@ -218,6 +218,11 @@ def _max_map_count(context: Context, args: Args, token: int) -> tuple[int, Data]
     return 0, None
 
 
+def _overcommit_memory(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    overcommit.store(args[0])
+    return 0, None
+
+
 def _mbind(context: Context, args: Args, token: int) -> tuple[int, Data]:
     page, length, policy = args
     nodes = (ctypes.c_uint64 * 1)(1 if policy else 0)  # node 0
@@ -311,6 +316,7 @@ CALLS: Final[dict[str, Run]] = {
     "setrlimit": _setrlimit,
     "thp_sizes": _thp_sizes,
     "max_map_count": _max_map_count,
+    "overcommit_memory": _overcommit_memory,
     "mbind": _mbind,
     "pkey_mprotect": _pkey_mprotect,
     "remap_file_pages": _remap_file_pages,
@@ -412,6 +418,8 @@ def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = T
         if op.kind == "setrlimit" and (why := limits.refused(*op.args)):
             return f"step {number}: {why}"
         if op.kind == "max_map_count" and (why := map_count.refused()):
+            return f"step {number}: {why}"
+        if op.kind == "overcommit_memory" and (why := overcommit.refused()):
             return f"step {number}: {why}"
         if op.kind == "thp_sizes" and depth < Depth.PAGES:
             return f"step {number}: sizes of folios show in pages only"

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple, Self
 
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Outcome, Workload
-from oracle.live import alone
-from oracle.live.calls import expressible, has_prompt_swap
+from oracle.live import alone, overcommit
+from oracle.live.calls import GEOMETRY, expressible, has_prompt_swap
 from oracle.live.parse import Entries, VmaParser, counters, parse_pages, present_frames
 from oracle.live.rmap_probe import RmapProbe
 from oracle.live.rmap_view import RawFolio, RawVma, live_rmap
@@ -50,6 +50,8 @@ class LiveSystem:
         self._probe: RmapProbe | None = None
         self._start()
         self.swap = has_prompt_swap()
+        with alone.undisturbed(Workload(GEOMETRY, ())):
+            self.overcommit_memory = overcommit.mode()
         if depth >= Depth.RMAP:
             try:
                 self._probe = RmapProbe()

@@ -39,6 +39,11 @@ def max_map_count(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusa
     return wrong_result(op, ret, "success") if ret else None
 
 
+def overcommit_memory(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
+    spec.overcommit = op.args[0]
+    return wrong_result(op, ret, "success") if ret else None
+
+
 def limit_of(spec: Specification, pages: Pages, resource: int) -> int | None:
     """The limit of the process that has these ``pages``; None: there is none, or it does not bind."""
     label = next(label for label, held in spec.procs.items() if held is pages)

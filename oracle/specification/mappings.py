@@ -35,6 +35,7 @@ from emulator.uapi import (
     MAP_SHARED_VALIDATE,
     MAP_STACK,
     MAP_TYPE,
+    OVERCOMMIT_NEVER,
     PROT_WRITE,
 )
 from emulator.workload import RLIMIT_MEMLOCK, shared_memory
@@ -67,7 +68,7 @@ def mmap(spec: Specification, pages: Pages, op: Op, ret: int, token: int) -> Ref
     for flag, added in _MAPPING_FLAGS:
         if flags & flag:
             shown |= added
-    if spec.limits.profile.overcommit_never:  # strict overcommit: everything is reserved
+    if spec.overcommit == OVERCOMMIT_NEVER:  # everything is reserved
         shown &= ~VM_NORESERVE
     if flags & MAP_STACK and spec.limits.profile.map_stack_nohugepage:
         shown |= VM_NOHUGEPAGE

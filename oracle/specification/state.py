@@ -68,6 +68,7 @@ class Specification:
         "limits",
         "merged",
         "next_cell",
+        "overcommit",
         "overhangs",
         "pins",
         "procs",
@@ -90,6 +91,7 @@ class Specification:
         self.cells: dict[int, int] = {}
         self.pins: dict[int, PinState] = {}
         self.next_cell = 1
+        self.overcommit = limits.profile.overcommit_memory  # OVERCOMMIT_*
         self.stacks = False  # there may be memory that grows down
         self.stack_moved = False  # and some of it may have been moved
         self.merged = False  # equal pages may have been made one (ksm_scan)
@@ -110,6 +112,7 @@ class Specification:
         other.cells = dict(self.cells)
         other.pins = dict(self.pins)
         other.next_cell = self.next_cell
+        other.overcommit = self.overcommit
         other.stacks = self.stacks
         other.stack_moved = self.stack_moved
         other.merged = self.merged
@@ -284,6 +287,7 @@ _HANDLERS = {
     "memory_merge": attributes.memory_merge,
     "setrlimit": limits.setrlimit,
     "max_map_count": limits.max_map_count,
+    "overcommit_memory": limits.overcommit_memory,
     "mbind": attributes.mbind,
     "pkey_mprotect": attributes.mprotect,
     "remap_file_pages": attributes.remap_file_pages,

@@ -66,7 +66,7 @@ _WITHOUT_EFFECT: Final = frozenset(
     (
         "mprotect", "mseal", "set_vma_name", "memory_merge", "mbind", "pkey_mprotect", "remap_file_pages", "unpin",
         "pin_write", "reclaim", "swap_readahead", "migrate", "munlock", "munlockall", "setrlimit",
-        "max_map_count",
+        "max_map_count", "overcommit_memory",
     )
 )  # fmt: skip
 _DROPS: Final = frozenset((MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL))

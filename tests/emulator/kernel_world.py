@@ -20,7 +20,7 @@ from emulator.ksm_types import KsmStableNode
 from emulator.machine import Machine
 from emulator.mm_types import VM_ACCOUNT, AnonVma, Folio, MmStruct, VmAreaStruct
 from emulator.profile import PROFILES, Profile
-from emulator.uapi import MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from emulator.uapi import MAP_FIXED, MAP_PRIVATE, OVERCOMMIT_NEVER, PROT_READ, PROT_WRITE
 from emulator.workload import Op, Outcome, Step, Switch
 
 RW = PROT_READ | PROT_WRITE
@@ -41,6 +41,11 @@ def kernel_image(design: type[Design]) -> KernelImage:
 def profile_with(**changes: object) -> Profile:
     """The 6.18 profile with a few values changed."""
     return PROFILES["6.18"]._replace(**changes)  # type: ignore[arg-type]
+
+
+def committing(pages: int) -> Profile:
+    """6.18 where ``pages`` may be promised, and not one more."""
+    return profile_with(overcommit_memory=OVERCOMMIT_NEVER, commit_limit=pages + 1)
 
 
 class World:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.mm_types import VM_ACCOUNT, VM_GROWSDOWN, VM_LOCKED, VM_SEALED
-from emulator.uapi import EFAULT, ENOMEM, EPERM, PROT_NONE, SIGSEGV
+from emulator.uapi import EFAULT, ENOMEM, EPERM, OVERCOMMIT_NEVER, PROT_NONE, SIGSEGV
 from tests.emulator.kernel_world import World, profile_with
 
 pytestmark = pytest.mark.live
+
+NEVER: Final = {"overcommit_memory": OVERCOMMIT_NEVER}
 
 
 class Heap(World):
@@ -103,7 +107,7 @@ def test_prev_below_the_start_is_not_the_heap() -> None:
     assert heap.layout() == [(18, 2), (20, 2)]
 
 
-@pytest.mark.parametrize("limits", [{"commit_limit": 5}, {"max_map_count": 2}], ids=["commit", "maps"])
+@pytest.mark.parametrize("limits", [NEVER | {"commit_limit": 6}, {"max_map_count": 2}], ids=["commit", "maps"])
 def test_limits(limits: dict[str, int]) -> None:
     """Overcommit and the number of maps: the old break, nothing changed."""
     heap = Heap(**limits)
@@ -235,7 +239,7 @@ def test_lowest_address() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"rlimit_stack": 3 * PAGE_SIZE}, {"commit_limit": 3}], ids=["stack", "commit"]
+    "limits", [{"rlimit_stack": 3 * PAGE_SIZE}, NEVER | {"commit_limit": 4}], ids=["stack", "commit"]
 )
 def test_stack_limits(limits: dict[str, int]) -> None:
     """RLIMIT_STACK and overcommit: ENOMEM, the stack as it was."""

@@ -24,7 +24,7 @@ from emulator.uapi import (
     PROT_READ,
     UFFDIO_REGISTER_MODE_WP,
 )
-from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
+from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, committing
 
 pytestmark = pytest.mark.live
 
@@ -184,7 +184,7 @@ def test_charge() -> None:
 
 def test_refused_charge() -> None:
     """Overcommit refuses the second VMA: no child, nothing of it left, the parent's pages are its own again."""
-    world = World(profile=profile_with(commit_limit=9))
+    world = World(profile=committing(9))
     world.mmap(0, 3)
     world.mmap(6, 3)
     token = world.write(0)

@@ -35,7 +35,7 @@ from emulator.uapi import (
     SIGBUS,
 )
 from emulator.workload import FOLL_PIN, FOLL_WRITE, MEMFD, Op, Switch
-from tests.emulator.kernel_world import RW, World, profile_with
+from tests.emulator.kernel_world import RW, World, committing, profile_with
 from tests.emulator.mm.world import is_huge
 from tests.emulator.references import TO_THE_END, check_all
 
@@ -188,7 +188,7 @@ def test_holes_are_charged_where_pages_are() -> None:
     assert world.machine.committed == 8
     assert world.do("munmap", 0, 8) == 0
     assert world.machine.committed == 0
-    full = World(profile=profile_with(commit_limit=4))
+    full = World(profile=committing(4))
     full.mmap(0, 16, RW, SHARED, MEMORY)
     full.write(0)
     assert collapse(full, 0, 8) == -EINVAL

@@ -39,7 +39,7 @@ from emulator.uapi import (
     PROT_READ,
     PROT_WRITE,
 )
-from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
+from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, committing, profile_with
 
 pytestmark = pytest.mark.live
 
@@ -235,23 +235,12 @@ def test_faulted_remnants_swallow_what_is_mapped_between() -> None:
 @pytest.mark.parametrize(("limit", "errno"), [(5, 0), (4, ENOMEM)])
 def test_commit_limit_counts_what_is_replaced(limit: int, errno: int) -> None:
     """Mapping over charged memory charges the difference only; a refusal leaves the old mapping as it was."""
-    world = World(profile=profile_with(commit_limit=limit))
+    world = World(profile=committing(limit))
     world.mmap(0, 4)
     token = world.write(1)
     ret = world.do("mmap", 1, 4, RW, PRIVATE_FIXED, 0, 0)
     assert ret == (-errno if errno else 1)
     assert world.content(1) == ({0: token} if errno else {})
-    world.check()
-
-
-@pytest.mark.parametrize("never", [False, True])
-def test_noreserve(never: bool) -> None:
-    """Memory that is not to be reserved is charged all the same where overcommit is never allowed."""
-    world = World(profile=profile_with(overcommit_never=never))
-    world.mmap(0, 4, RW, PRIVATE_FIXED | MAP_NORESERVE)
-    world.mmap(4, 4)
-    assert world.layout() == ([(0, 8)] if never else [(0, 4), (4, 4)])
-    assert world.machine.committed == (8 if never else 4)
     world.check()
 
 

@@ -23,7 +23,7 @@ from emulator.uapi import (
     PROT_READ,
     SIGSEGV,
 )
-from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
+from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, committing, profile_with
 
 pytestmark = pytest.mark.live
 
@@ -145,7 +145,7 @@ def test_shared_file_is_never_charged() -> None:
 @pytest.mark.parametrize(("limit", "errno"), [(3, 0), (2, ENOMEM)])
 def test_commit_limit(limit: int, errno: int) -> None:
     """Becoming writable can be refused; then nothing has changed."""
-    world = World(profile=profile_with(commit_limit=limit))
+    world = World(profile=committing(limit))
     world.mmap(0, 5, PROT_READ)
     assert world.do("mprotect", 1, 3, RW) == -errno
     assert world.layout() == ([(0, 5)] if errno else [(0, 1), (1, 3), (4, 1)])

@@ -20,7 +20,7 @@ from emulator.uapi import (
     PROT_READ,
     UFFDIO_REGISTER_MODE_WP,
 )
-from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, profile_with
+from tests.emulator.kernel_world import PRIVATE_FIXED, RW, World, committing
 
 pytestmark = pytest.mark.live
 
@@ -243,7 +243,7 @@ def test_account_flag_of_what_is_left(page: int) -> None:
 )
 def test_commit_limit(new: int, flags: int) -> None:
     """Where overcommit refuses: ENOMEM, with nothing charged and the source as it was."""
-    world = World(profile=profile_with(commit_limit=5))
+    world = World(profile=committing(5))
     world.mmap(0, 4)
     token = world.write(0)
     assert world.do("mremap", 0, 4, new, flags, 32) == -ENOMEM

@@ -37,6 +37,7 @@ from emulator.uapi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
+    OVERCOMMIT_NEVER,
     PROT_READ,
     UFFDIO_REGISTER_MODE_MISSING,
 )
@@ -47,8 +48,8 @@ from tests.emulator.mm.vma_bench import Bench
 FIXED: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 SETTINGS: Final = {
     "name", "max_map_count", "stack_guard_gap", "mmap_min_addr", "rlimit_stack", "rlimit_memlock", "cap_ipc_lock",
-    "commit_limit", "overcommit_never", "anon_vma_name",
-    "thp_always", "use_zero_page", "swap_synchronous",
+    "cap_sys_admin", "overcommit_memory", "ram_and_swap", "commit_limit", "user_reserve", "admin_reserve",
+    "anon_vma_name", "thp_always", "use_zero_page", "swap_synchronous",
 }  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def shrink_what_is_gone(profile: Profile) -> object:
 
 def map_over_without_memory(profile: Profile) -> object:
     """MAP_FIXED over two pages of a mapping when nothing more can be charged: the layout afterwards."""
-    world = World(profile=profile._replace(commit_limit=4))
+    world = World(profile=profile._replace(overcommit_memory=OVERCOMMIT_NEVER, commit_limit=5))
     world.mmap(0, 4, PROT_READ)
     world.mmap(8, 4)
     assert world.do("mmap", 1, 2, RW, PRIVATE_FIXED, 0, 0) == -ENOMEM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.mm_types import VM_ACCOUNT, VM_MAYSHARE, VM_NORESERVE, VM_SHARED, AddressSpace, Folio
+from emulator.mm_types import VM_ACCOUNT, VM_MAYSHARE, VM_NORESERVE, VM_SHARED, AddressSpace
 from emulator.uapi import (
     EBADF,
     EFAULT,
@@ -33,7 +33,7 @@ from emulator.uapi import (
     SIGBUS,
 )
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE, MEMFD, Op
-from tests.emulator.kernel_world import RW, World, profile_with
+from tests.emulator.kernel_world import RW, World, committing
 from tests.emulator.mm.world import fail_next
 from tests.emulator.references import check_all, every_cut
 
@@ -247,18 +247,15 @@ def test_charges(flags: int, charges: tuple[int, ...]) -> None:
 
 def test_what_may_not_be_committed_is_not_mapped() -> None:
     """What stood in its place is gone by then."""
-    world = World(profile=profile_with(commit_limit=5))
+    world = World(profile=committing(5))
     world.mmap(0, 4)
     assert world.do("mmap", 0, 6, RW, SHARED, 0, 0) == -ENOMEM
     assert world.layout() == []
     assert world.machine.committed == 0
-    world.mmap(0, 6, RW, SHARED | MAP_NORESERVE)
+    world.mmap(0, 6, RW, SHARED, MEMFD + 1)  # charged page by page
     assert [world.do("write", page, 0) for page in range(6)] == [0, 0, 0, 0, 0, SIGBUS]
-    assert not world.machine.phys.live.keys() - {f.pfn for f in _folios(world)} - {1}
-
-
-def _folios(world: World) -> list[Folio]:
-    return [folio for mapping in objects(world) for folio in mapping.pages.values()]
+    pages = world.machine.shared_memory[MEMFD].pages.values()
+    assert not world.machine.phys.live.keys() - {folio.pfn for folio in pages} - {1}
 
 
 @pytest.mark.parametrize("nth", range(1, 7))
