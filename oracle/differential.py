@@ -152,6 +152,18 @@ class DifferentialOracle:
         mine, other = self._machine.procs.get(op.proc), self._reference.procs.get(op.proc)
         return mine is not None and other is not None and _locked(mine) != _locked(other)
 
+    def _behind_end(self, op: Op) -> bool:
+        """Is the page behind the end of a file of memory that has, or had, huge pages (MADV_COLLAPSE)?"""
+        for machine in (self._machine, self._reference):
+            mm = machine.procs.get(op.proc)
+            address = machine.geometry.arena_start + (op.args[0] << PAGE_SHIFT)
+            vma = mm.mm_mt.lookup(address) if mm is not None else None
+            if vma is not None and vma.vm_file is not None and vma.vm_file.f_mapping.large_folios:
+                index = vma.vm_pgoff + (address - vma.vm_start >> PAGE_SHIFT)
+                if index << PAGE_SHIFT >= vma.vm_file.f_mapping.size:
+                    return True
+        return False
+
     def detach(self, index: int, why: str) -> None:
         """Leave the reference out from step number ``index``."""
         if not self.detached:
@@ -237,6 +249,9 @@ class DifferentialOracle:
         if best_effort(op):
             self._sharing_open = True
             return True
+        if op.kind in ACCESSES and self._behind_end(op):
+            self.detach(index, f"a huge page reaches behind the end of its file, or none does: {op.kind} found out")
+            return False
         if outcome.ret == reference.ret:
             detail = f"{op.kind} of process {op.proc} read {outcome.data}, on the reference {reference.data}"
             found.append(finding("differential", "read", detail, index, op=number))

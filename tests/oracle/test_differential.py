@@ -24,6 +24,7 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     MREMAP_MUST_RELOCATE_ANON,
     MREMAP_RELOCATE_ANON,
+    SIGBUS,
 )
 from emulator.workload import Op, Step, Workload
 from oracle.differential import added_flags, for_reference
@@ -146,6 +147,26 @@ def test_a_collapse_may_fail_on_one_of_the_two() -> None:
     assert verdict.outcomes[3][0].ret == 0
     assert verdict.outcomes[5][0].ret == 1
     assert not any(folio.order for folio in verdict.machine.phys.live.values())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_huge_page_behind_the_end_of_a_file_on_one_of_the_two(turned: bool) -> None:
+    """An access there says which of the two has it, and nothing can be compared any more."""
+    ops = (
+        Op("mmap", 0, (0, 3, 3, 0x11, 0, 0)),
+        Op("mremap", 0, (0, 3, 4, 0, 0)),
+        Op("write", 0, (0, 0)),
+        Op("madvise", 0, (0, 4, MADV_COLLAPSE)),
+        Op("write", 0, (3, 0)),
+        Op("read", 0, (3,)),
+    )
+    images = [KernelImage(Mainline), KernelImage(NeverCollapses)]
+    if turned:
+        images.reverse()
+    verdict = Judge(*images).run(Workload("small4", tuple(Step((op,)) for op in ops)))
+    assert verdict.findings == ()
+    assert verdict.outcomes[4][0].ret == (SIGBUS if turned else 0)
+    assert "behind the end" in verdict.notes[0]
 
 
 def never_moves(*args: object) -> int:
