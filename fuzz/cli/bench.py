@@ -16,6 +16,7 @@ from fuzz.cli.campaign import require_atheris
 from fuzz.cli.conform import DepthOption, WorkersOption, depth_of, require_live
 from fuzz.conform.rounds import default_workers
 from fuzz.conform.sensitivity import Request, choose, try_all
+from oracle.live.settings import still
 
 bench: typer.Typer = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
@@ -54,12 +55,13 @@ def sensitivity(
     """One-line mistakes planted in the machine: the share that 'conform' notices."""
     deep = depth_of(depth)
     require_live(deep)
-    requests = [Request(mutant, profile, deep, seed, time) for mutant in choose(mutants, seed)]
+    requests = [Request(mutant, profile, deep, seed, time) for mutant in choose(mutants, seed, deep)]
     trials = []
-    for trial in try_all(requests, workers or default_workers()):
-        trials.append(trial)
-        after = f"after {trial.seconds:5.1f} s: {trial.noticed}" if trial.noticed else "NOT NOTICED"
-        print(f"{trial.mutant}\n    {after}", flush=True)
+    with still(deep):
+        for trial in try_all(requests, workers or default_workers()):
+            trials.append(trial)
+            after = f"after {trial.seconds:5.1f} s: {trial.noticed}" if trial.noticed else "NOT NOTICED"
+            print(f"{trial.mutant}\n    {after}", flush=True)
     noticed = sum(bool(trial.noticed) for trial in trials)
     print(f"{noticed} of {len(trials)} noticed, at depth {depth}, {time:g} s each")
     if json is not None:

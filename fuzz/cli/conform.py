@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from fuzz.target import check_profile
 from oracle.live import facilities
 from oracle.live.calls import GEOMETRY, expressible
 from oracle.live.residue import COMMITTED, residue
-from oracle.live.settings import asleep, quiet
+from oracle.live.settings import still
 from oracle.live.view import Depth
 
 DepthOption = Annotated[str, typer.Option(help="maps, pages or rmap: how deep to look.")]
@@ -60,10 +59,8 @@ def conform(
     deep = depth_of(depth)
     kernel = profile_of(profile)
     left_out = require_live(deep)
-    with ExitStack() as stack:
-        if deep >= Depth.PAGES:
-            left_out += stack.enter_context(quiet())
-            stack.enter_context(asleep())
+    with still(deep) as lacks:
+        left_out += lacks
         for sentence in left_out:
             sys.stderr.write(f"not compared: {sentence}\n")
         if workload is not None:

@@ -11,7 +11,7 @@ from emulator.workload import Workload
 from fuzz.conform.report import explain
 from fuzz.conform.session import Session
 from oracle.live import facilities
-from oracle.live.settings import asleep, quiet
+from oracle.live.settings import still
 from oracle.live.view import Depth
 
 
@@ -28,7 +28,5 @@ def session_at(depth: Depth) -> Session:
     """The session of this depth, one for the life of the process: the kernel stays quiet until its end."""
     stack = ExitStack()
     atexit.register(stack.close)
-    if depth >= Depth.PAGES:
-        stack.enter_context(quiet())
-        stack.enter_context(asleep())
+    stack.enter_context(still(depth))
     return stack.enter_context(Session(nearest(facilities.kernel_release()).name, depth))

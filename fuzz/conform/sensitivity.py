@@ -22,6 +22,7 @@ from fuzz.conform.mutants import Lines, Mutant, lines_run, sample
 from fuzz.conform.session import Session
 from fuzz.conform.workloads import round_of
 from fuzz.designs import one_line
+from oracle.live.calls import has_prompt_swap
 from oracle.live.view import Depth
 
 SURVIVED: Final = ""
@@ -46,17 +47,17 @@ class Request(NamedTuple):
     seconds: float
 
 
-def choose(number: int, seed: int) -> list[Mutant]:
-    """Mutants on lines that a round of workloads runs."""
-    return sample(covered(seed), number, seed)
+def choose(number: int, seed: int, depth: Depth) -> list[Mutant]:
+    """Mutants on lines that a round of workloads of this depth runs."""
+    return sample(covered(seed, depth), number, seed)
 
 
-def covered(seed: int) -> Lines:
-    """The lines of ``emulator/mm`` that the workloads of one round run."""
+def covered(seed: int, depth: Depth) -> Lines:
+    """The lines of ``emulator/mm`` that the workloads of one round run: those that are compared at this depth."""
     image = KernelImage(Mainline)
 
     def work() -> None:
-        for workload in round_of(seed):
+        for workload in round_of(seed, depth=depth, swap=has_prompt_swap()):
             machine = Machine(image, workload.geometry)
             for step in workload.steps:
                 machine.run_step(step)

@@ -19,6 +19,7 @@ from typing import Final
 
 from emulator.workload import THP_ORDERS
 from oracle.live import ksm
+from oracle.live.view import Depth
 
 JOURNAL: Final = Path("/run/vmafuzz-settings.json")
 SIZE_FILES: Final = {  # order to the setting for folios of 2**order pages
@@ -76,6 +77,16 @@ def quiet(settings: Mapping[str, str] = QUIET, journal: Path = JOURNAL) -> Itera
     finally:
         _leave(handle)
         os.close(handle)
+
+
+@contextlib.contextmanager
+def still(depth: Depth) -> Iterator[list[str]]:
+    """The kernel does nothing of its own inside that would show at this depth. Gives what could not be set."""
+    if depth < Depth.PAGES:
+        yield []
+        return
+    with quiet() as lacks, asleep():
+        yield lacks
 
 
 def _enter(handle: int, settings: Mapping[str, str]) -> list[str]:
