@@ -67,7 +67,7 @@ def truncate_inode_partial_folio(m: Machine, mapping: AddressSpace, folio: Folio
 
     What a split has made of the folio has to be looked at again; its first page has the caller's lock and reference.
     """
-    first = pages.start - folio.index
+    first, end = pages.start - folio.index, folio.index + folio.nr_pages
     if len(pages) == folio.nr_pages:
         truncate_inode_folio(m, mapping, folio)
         return True
@@ -76,15 +76,18 @@ def truncate_inode_partial_folio(m: Machine, mapping: AddressSpace, folio: Folio
     folio.dirty = True
     if huge_memory_split.try_folio_split(m, folio, first):
         return False
-    # so that the folio behind the range begins where the range ends
-    split_tail(m, mapping, pages.stop)
+    if pages.stop < end:
+        split_tail(m, mapping, pages.stop)
     return True
 
 
 def split_tail(m: Machine, mapping: AddressSpace, index: int) -> None:
-    """Split the large folio that holds page ``index`` not as its first, if nobody else has it."""
+    """Split the folio so that one begins with page ``index``, the first behind a hole, if nobody else has it.
+
+    Also where one does already: then it is needless, but done.
+    """
     folio = mapping.pages.get(index)
-    if folio is None or folio.index == index or not folio.lock.trylock():
+    if folio is None or not folio.order or not folio.lock.trylock():
         return
     swap.folio_get(folio)
     if folio.mapping is mapping:
