@@ -259,7 +259,7 @@ OPS: Final[dict[str, OpSpec]] = {
         "fill empty pages with copies; the result is the pages filled, or the errno of the first",
     ),
     "uffd_zeropage": OpSpec(
-        65, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "map the zero page in empty pages; result as uffd_copy"
+        65, (("addr", Domain.PAGE), ("len", Domain.LENGTH)), "let empty pages hold zeros; result as uffd_copy"
     ),
     "uffd_wp": OpSpec(
         66,
@@ -275,6 +275,11 @@ OPS: Final[dict[str, OpSpec]] = {
         68,
         (("addr", Domain.PAGE), ("len", Domain.LENGTH)),
         "let accesses to empty pages fail for good; result as uffd_copy",
+    ),
+    "uffd_continue": OpSpec(
+        69,
+        (("addr", Domain.PAGE), ("len", Domain.LENGTH), ("mode", Domain.UFFD_COPY_MODE)),
+        "map what a file of memory has where nothing is mapped; result as uffd_copy",
     ),
 }
 

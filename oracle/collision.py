@@ -96,6 +96,9 @@ class CollisionOracle:
             if found is None and any(op.kind == "uffd_copy" for op in step.ops):
                 parts = [_with_reads(pages) for pages in parts]
                 found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
+        if found is None and spec.resident and any(op.kind in ACCESSES for op in step.ops):
+            parts = [_with_faults(_with_reads(_pages(*part))) for part in zip(step.ops, outcomes, strict=True)]
+            found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
         return found or search.finding()
 
 
@@ -108,8 +111,7 @@ def _pages(op: Op, outcome: Outcome) -> list[Part]:
         flags = Op("mlock2", op.proc, (*op.args, MLOCK_ONFAULT))
         return [(flags, outcome), (op, outcome)]  # the pages come after the flags
     if op.kind in ACCESSES and outcome.ret in (SIGBUS, -EFAULT):
-        write = op.kind in ("write", "fill") or (op.kind in ("gup_fast", "gup_slow") and op.args[1] & FOLL_WRITE)
-        populate = (op.args[0], 1, MADV_POPULATE_WRITE if write else MADV_POPULATE_READ)
+        populate = (op.args[0], 1, MADV_POPULATE_WRITE if _writes(op) else MADV_POPULATE_READ)
         return [(Op("madvise", op.proc, populate), Outcome(0)), (op, outcome)]  # the fault, and the access after it
     if op.kind == "process_madvise" and outcome.ret > 0:
         calls = ranges(op)
@@ -142,6 +144,21 @@ def _with_reads(parts: list[Part]) -> list[Part]:
             reads.append((Op("madvise", op.proc, (op.args[1], 1, MADV_POPULATE_READ)), Outcome(0)))
         reads.append((op, outcome))
     return reads
+
+
+def _with_faults(parts: list[Part]) -> list[Part]:
+    """Before each access the fault that brings its page into a file of memory, where others find it then."""
+    faults = []
+    for op, outcome in parts:
+        if op.kind in ACCESSES and not outcome.ret:
+            advice = MADV_POPULATE_WRITE if _writes(op) else MADV_POPULATE_READ
+            faults.append((Op("madvise", op.proc, (op.args[0], 1, advice)), Outcome(0)))
+        faults.append((op, outcome))
+    return faults
+
+
+def _writes(op: Op) -> bool:
+    return op.kind in ("write", "fill") or (op.kind in ("gup_fast", "gup_slow") and op.args[1] & FOLL_WRITE != 0)
 
 
 def _copied_before(states: tuple[Specification, ...], op: Op) -> Iterator[Specification]:

@@ -36,7 +36,7 @@ _ON_RANGES = frozenset(
     (
         "mmap", "munmap", "mprotect", "madvise", "mremap", "mlock", "mlock2", "munlock", "mseal", "set_vma_name",
         "mbind", "pkey_mprotect", "remap_file_pages", "uffd_register", "uffd_unregister", "uffd_zeropage",
-        "uffd_poison", "uffd_wp", "uffd_copy", "uffd_move",
+        "uffd_poison", "uffd_wp", "uffd_copy", "uffd_move", "uffd_continue",
     )
 )  # fmt: skip
 _ON_ALL = frozenset(("mlockall", "munlockall", "brk", "memory_merge", "uffd_close"))

@@ -178,7 +178,7 @@ class DifferentialOracle:
             return False
         if op.kind == "madvise" and op.args[2] in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
             return True
-        if op.kind in PAGE_BY_PAGE:
+        if op.kind in PAGE_BY_PAGE or op.kind == "uffd_wp":
             return True
         if op.kind in LOCKS or (op.kind == "mmap" and op.args[3] & (MAP_POPULATE | MAP_LOCKED)):
             return True

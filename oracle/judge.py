@@ -33,8 +33,8 @@ from oracle.specification.failure import left_in_part, settle, stopped_half_way
 from oracle.specification.mremap import met_seal
 from oracle.specification.page import FAILURES, Limits, Refusal
 from oracle.specification.state import Specification
-from oracle.specification.uffd import leave_open
 from oracle.specification.uffd_calls import CALLS as USERFAULTFD
+from oracle.specification.uffd_follow import leave_open
 from oracle.structure import StructureOracle
 from oracle.tlb import TlbOracle
 from oracle.undo import UndoOracle

@@ -35,7 +35,7 @@ _new: Final = tuple.__new__  # what a NamedTuple's constructor calls in the end
 ACCESSES: Final = frozenset(("read", "write", "fill", "exec", "gup_fast", "gup_slow"))
 ON_A_PAGE: Final = frozenset(("reclaim", "swap_readahead", "migrate"))  # kernel activity that names one
 KERNEL_ACTIVITY: Final = ON_A_PAGE | {"ksm_scan", "thp_sizes"}
-PAGE_BY_PAGE: Final = frozenset(("uffd_copy", "uffd_zeropage", "uffd_move", "uffd_poison"))
+PAGE_BY_PAGE: Final = frozenset(("uffd_copy", "uffd_zeropage", "uffd_move", "uffd_poison", "uffd_continue"))
 _KEEPS_LAYOUT: Final = KERNEL_ACTIVITY | {"unpin", "pin_write"}
 
 

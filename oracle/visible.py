@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from oracle.specification.state import Specification
 
 UNREADABLE = -1  # an entry that leads nowhere
-_MARKERS = frozenset((MARKER_UFFD_WP, MARKER_POISON))  # there is nothing, or nothing that can be read
+_MARKERS = frozenset((MARKER_UFFD_WP, MARKER_POISON))  # nothing is mapped, or nothing that can be read
 
 UNKNOWN = -1  # in place of an entry: it has to be looked up
 
@@ -81,7 +81,8 @@ class Visible:
             if kind == KIND_MIGRATION:
                 folio = machine.phys.frames[value]
                 return pack(folio.content[value - folio.pfn])
-            return 0 if kind == KIND_MARKER and value in _MARKERS else UNREADABLE
+            if kind != KIND_MARKER or value not in _MARKERS:
+                return UNREADABLE
         file = vma.vm_file
         if file is None:
             return 0
@@ -157,7 +158,9 @@ class Visible:
 
     def _is_copy(self, entry: int) -> bool:
         """Is it a page of the process's own, not the file's?"""
-        return not entry & PRESENT or self.machine.phys.frames[entry >> PAGE_SHIFT].anon
+        if not entry & PRESENT:
+            return leaf_key(entry) & 7 != KIND_MARKER
+        return self.machine.phys.frames[entry >> PAGE_SHIFT].anon
 
     def follow_earlier_copy(self, states: Sequence[Specification], label: int, number: int) -> bool:
         """Has the machine copied a private file page when the file was as in one of ``states``? The last takes it over.

@@ -309,6 +309,12 @@ def do_uffd_move(mm: MmStruct, args: tuple[int, ...]) -> int:
     return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, *where, mode))
 
 
+def do_uffd_continue(mm: MmStruct, args: tuple[int, ...]) -> int:
+    addr, length, mode = args
+    call = fs_userfaultfd.userfaultfd_continue
+    return to_pages(fs_userfaultfd.userfaultfd_ioctl(mm, call, address(mm, addr), length << PAGE_SHIFT, mode))
+
+
 def do_uffd_poison(mm: MmStruct, args: tuple[int, ...]) -> int:
     addr, length = args
     call = fs_userfaultfd.userfaultfd_poison
@@ -374,6 +380,7 @@ HANDLERS = {
     "uffd_wp": do_uffd_wp,
     "uffd_move": do_uffd_move,
     "uffd_poison": do_uffd_poison,
+    "uffd_continue": do_uffd_continue,
     "ksm_scan": do_ksm_scan,
     "setrlimit": do_setrlimit,
     "thp_sizes": do_thp_sizes,

@@ -1,7 +1,7 @@
 """Contexts of userfaultfd, their ioctls, and what a fault that they are told of ends with (fs/userfaultfd.c).
 
 Not a file of the kernel's mm/, but part of the image; what the ioctls do to VMAs and pages stands in
-``userfaultfd.py`` and ``userfaultfd_pages.py``.
+``userfaultfd.py`` and its parts.
 
 Nobody waits for a fault here: every context has UFFD_FEATURE_SIGBUS, so an access that would have to be served by
 somebody else ends with SIGBUS, and GUP with -EFAULT. Events (fork, mremap) count as read the moment they are sent, so
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from emulator.geometry import PAGE_MASK
-from emulator.mm import memory, userfaultfd, userfaultfd_k, userfaultfd_pages, vma
+from emulator.mm import memory, userfaultfd, userfaultfd_fill, userfaultfd_k, userfaultfd_move_pages, vma
 from emulator.mm_types import (
     VM_MAYWRITE,
     VM_UFFD_FLAGS,
@@ -40,6 +40,8 @@ from emulator.uapi import (
     UFFD_FEATURE_POISON,
     UFFD_FEATURE_SIGBUS,
     UFFD_FEATURE_WP_UNPOPULATED,
+    UFFDIO_CONTINUE_MODE_DONTWAKE,
+    UFFDIO_CONTINUE_MODE_WP,
     UFFDIO_COPY_MODE_DONTWAKE,
     UFFDIO_COPY_MODE_WP,
     UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
@@ -263,17 +265,33 @@ def userfaultfd_copy(ctx: UserfaultfdCtx, dst: int, src: int, length: int, mode:
         return error
     if mode & ~(UFFDIO_COPY_MODE_DONTWAKE | UFFDIO_COPY_MODE_WP):
         return -EINVAL
-    return userfaultfd.mfill_atomic_copy(ctx, dst, src, length, bool(mode & UFFDIO_COPY_MODE_WP))
+    return userfaultfd_fill.mfill_atomic_copy(ctx, dst, src, length, bool(mode & UFFDIO_COPY_MODE_WP))
 
 
 def userfaultfd_zeropage(ctx: UserfaultfdCtx, start: int, length: int) -> int:
-    """UFFDIO_ZEROPAGE: map the zero page in empty pages of one registered VMA. Result as ``userfaultfd_copy``."""
-    return validate_range(ctx.mm, start, length) or userfaultfd.mfill_atomic_zeropage(ctx, start, length)
+    """UFFDIO_ZEROPAGE: zeros in empty pages of one registered VMA: the zero page, or in a shared mapping pages.
+
+    Result as ``userfaultfd_copy``.
+    """
+    return validate_range(ctx.mm, start, length) or userfaultfd_fill.mfill_atomic_zeropage(ctx, start, length)
+
+
+def userfaultfd_continue(ctx: UserfaultfdCtx, start: int, length: int, mode: int) -> int:
+    """UFFDIO_CONTINUE: map what a file of memory has in empty pages of one registered VMA.
+
+    UFFDIO_CONTINUE_MODE_WP: protected at once. Result as ``userfaultfd_copy``.
+    """
+    error = validate_range(ctx.mm, start, length)
+    if error:
+        return error
+    if mode & ~(UFFDIO_CONTINUE_MODE_DONTWAKE | UFFDIO_CONTINUE_MODE_WP):
+        return -EINVAL
+    return userfaultfd_fill.mfill_atomic_continue(ctx, start, length, bool(mode & UFFDIO_CONTINUE_MODE_WP))
 
 
 def userfaultfd_poison(ctx: UserfaultfdCtx, start: int, length: int) -> int:
     """UFFDIO_POISON: let every access to empty pages of one registered VMA fail. Result as ``userfaultfd_copy``."""
-    return validate_range(ctx.mm, start, length) or userfaultfd.mfill_atomic_poison(ctx, start, length)
+    return validate_range(ctx.mm, start, length) or userfaultfd_fill.mfill_atomic_poison(ctx, start, length)
 
 
 def userfaultfd_writeprotect(ctx: UserfaultfdCtx, start: int, length: int, mode: int) -> int:
@@ -294,4 +312,4 @@ def userfaultfd_move(ctx: UserfaultfdCtx, dst: int, src: int, length: int, mode:
         return error
     if mode & ~(UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES | UFFDIO_MOVE_MODE_DONTWAKE):
         return -EINVAL
-    return userfaultfd_pages.move_pages(ctx, dst, src, length, bool(mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES))
+    return userfaultfd_move_pages.move_pages(ctx, dst, src, length, bool(mode & UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES))

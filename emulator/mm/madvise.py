@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from emulator.errors import KernelBug
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
 from emulator.mm import (
     gup,
@@ -85,6 +86,7 @@ from emulator.uapi import (
 
 ADDRESS_SPACE: Final = 1 << 64
 MAX_MADVISE_GUARD_RETRIES: Final = 3
+RESTARTS_MAX: Final = 64  # a bound on calls that begin anew and make no progress
 ERESTARTNOINTR: Final = 513  # internal: drop the locks and run the call again
 
 # Advice kept in flags of the VMA: (cleared, set).
@@ -418,9 +420,15 @@ def do_madvise(mm: MmStruct, start: int, length: int, advice: int) -> int:
         return -EINVAL
     if not size:
         return 0
-    while True:
+    for _ in range(RESTARTS_MAX):
         madvise_lock(mm, advice)
         result = madvise_do_behavior(mm, start, length, advice)
         madvise_unlock(mm, advice)
         if result != -ERESTARTNOINTR:
             return result
+    raise restarts_for_ever(mm, start)
+
+
+def restarts_for_ever(mm: MmStruct, start: int) -> KernelBug:
+    """A call is run again and again, and never comes further: it never returns."""
+    return KernelBug("never-returns", "madvise begins anew again and again without progress", mm.mm_mt.find(start))

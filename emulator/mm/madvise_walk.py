@@ -251,6 +251,11 @@ class Free(ColdOrPageout):
 # ---- guard regions
 
 
+def guard_install_pte_entry(entry: int) -> bool:
+    """Is the entry in the way of a guard marker? Markers of userfaultfd are, which no zap of a file clears."""
+    return entry != 0 and not is_guard(entry)
+
+
 def install_guards(mm: MmStruct, start: int, end: int) -> int:
     """Put guard markers where nothing is mapped in [start, end).
 
@@ -272,10 +277,10 @@ def install_guards(mm: MmStruct, start: int, end: int) -> int:
         first = pgtable_generic.slot_of(mm, addr, LEVEL_PTE)
         for slot in range(first, first + ((stop - addr) >> PAGE_SHIFT)):
             entry: int = table.entries.get(slot, 0)  # type: ignore[assignment]
-            if entry and not is_guard(entry):
+            if guard_install_pte_entry(entry):
                 table.ptl.unlock()
                 return POPULATED
-            if not entry:
+            if entry != marker:
                 table.set(slot, marker)
         table.ptl.unlock()
         addr = stop

@@ -12,7 +12,18 @@ from typing import Final
 from emulator.errors import KernelBug
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
-from emulator.hw.pte import ACCESSED, DIRTY, PFN_SHIFT, PRESENT, RW, SPECIAL, UFFD_WP, mk_pte, pte_pfn
+from emulator.hw.pte import (
+    ACCESSED,
+    DIRTY,
+    PFN_SHIFT,
+    PRESENT,
+    RW,
+    SPECIAL,
+    UFFD_WP,
+    is_uffd_wp_marker,
+    mk_pte,
+    pte_pfn,
+)
 from emulator.mm import (
     filemap,
     fs_userfaultfd,
@@ -111,6 +122,11 @@ def is_cow_mapping(vm_flags: int) -> bool:
     return vm_flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
 
 
+def vmf_orig_pte_uffd_wp(vmf: VmFault) -> bool:
+    """Was the page protected before it is there: did the fault begin with a marker that counts?"""
+    return userfaultfd_k.userfaultfd_wp(vmf.vma) and is_uffd_wp_marker(vmf.orig_pte)
+
+
 def folio_prealloc(vmf: VmFault) -> Folio | None:
     """A small folio of zeros for the faulting page; None: out of memory (a fault point)."""
     m = vmf.m
@@ -205,8 +221,8 @@ def do_anonymous_page(vmf: VmFault) -> int:
     if result:
         return result
     prot = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED
-    if vmf.orig_pte and userfaultfd_k.userfaultfd_wp(vma):
-        prot |= UFFD_WP  # a marker: the page is protected before it is there
+    if vmf_orig_pte_uffd_wp(vmf):
+        prot |= UFFD_WP
     if not vmf.flags & FAULT_FLAG_WRITE:
         if pte_lock_same(vmf):
             if userfaultfd_k.userfaultfd_missing(vma):
@@ -282,6 +298,8 @@ def finish_fault(vmf: VmFault, folio: Folio, page: int, cow: bool) -> int:
     flags = vma_ops.vm_page_prot(vma.vm_flags) | ACCESSED
     if vmf.flags & FAULT_FLAG_WRITE:
         flags |= DIRTY | (RW if vma.vm_flags & VM_WRITE else 0)
+    if vmf_orig_pte_uffd_wp(vmf):
+        flags = flags & ~RW | UFFD_WP
     swap.folio_ref_add(folio, nr - 1)
     if cow:
         rmap_counts.folio_add_new_anon_rmap(folio, vma, vmf.address, True)
@@ -299,10 +317,9 @@ def file_fault(vmf: VmFault) -> Folio | int:
     """__do_fault: the page of the file, locked, with a reference; else a VM_FAULT_* code."""
     vma = vmf.vma
     assert vma.vm_file is not None
-    index = vma_ops.linear_page_index(vma, vmf.address)
     if vma.vm_file.f_mapping.shmem:
-        return shmem.shmem_fault(vma, index)
-    return filemap.filemap_fault(vma, index)
+        return shmem.shmem_fault(vmf)
+    return filemap.filemap_fault(vma, vma_ops.linear_page_index(vma, vmf.address))
 
 
 def index_in(folio: Folio, vmf: VmFault) -> int:
@@ -341,7 +358,7 @@ def do_fault(vmf: VmFault) -> int:
     write = vmf.flags & FAULT_FLAG_WRITE
     if write and not shared:
         return do_cow_fault(vmf)
-    if not write and filemap.has_large_folios(vma) and not userfaultfd_k.userfaultfd_wp(vma):
+    if not write and filemap.has_large_folios(vma) and not userfaultfd_k.uffd_disable_fault_around(vma):
         result = filemap.do_fault_around(vmf)
         if result:
             return result & ~VM_FAULT_NOPAGE

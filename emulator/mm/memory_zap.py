@@ -18,18 +18,42 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import huge_memory, memory, mmu_gather, pagewalk, pgtable_generic, rmap_counts, swap_state
+from emulator.mm import (
+    huge_memory,
+    memory,
+    mmu_gather,
+    pagewalk,
+    pgtable_generic,
+    rmap_counts,
+    swap_state,
+    userfaultfd_k,
+)
 from emulator.mm_types import MmStruct, VmAreaStruct
 
 
-def zap_present_pte(
-    gather: mmu_gather.MmuGather, vma: VmAreaStruct, table: PageTable, slot: int, addr: int, pte: int
+def zap_install_uffd_wp_if_needed(
+    vma: VmAreaStruct, table: PageTable, slot: int, pte: int, drop_markers: bool
 ) -> None:
-    """Clear a present entry; its page is freed when the gather has flushed."""
+    """``pte`` has been cleared in a file mapping: what userfaultfd protects there stays so, unless markers go too."""
+    if not drop_markers:
+        userfaultfd_k.pte_install_uffd_wp_if_needed(vma, table, slot, pte)
+
+
+def zap_present_pte(
+    gather: mmu_gather.MmuGather,
+    vma: VmAreaStruct,
+    table: PageTable,
+    slot: int,
+    addr: int,
+    pte: int,
+    drop_markers: bool,
+) -> None:
+    """Clear a present entry; its page is freed when the gather has flushed. Protection of a file's page stays."""
     m = gather.mm.machine
     folio = memory.vm_normal_folio(vma, addr, pte)
     table.set(slot, 0)
     gather.remove_range(addr, addr + PAGE_SIZE)
+    zap_install_uffd_wp_if_needed(vma, table, slot, pte, drop_markers)
     m.sched.point("zap.pte_cleared")
     if folio is None:
         return
@@ -52,6 +76,7 @@ def zap_nonpresent_pte(
     if kind == SOFTLEAF_SWAP:
         swap_state.swap_put_entries_direct(gather.mm.machine, softleaf_value(pte))
     # a migration entry holds no reference: the migration finds it gone
+    zap_install_uffd_wp_if_needed(vma, table, slot, pte, drop_markers)
 
 
 def zap_pte_range(
@@ -77,7 +102,7 @@ def zap_pte_range(
         for i in range((end - addr) >> PAGE_SHIFT):
             pte: int = entries.get(first + i, 0)  # type: ignore[assignment]
             if pte & PRESENT:
-                zap_present_pte(gather, vma, table, first + i, addr + (i << PAGE_SHIFT), pte)
+                zap_present_pte(gather, vma, table, first + i, addr + (i << PAGE_SHIFT), pte, drop_markers)
             elif pte:
                 zap_nonpresent_pte(gather, vma, table, first + i, pte, drop_markers)
     if not reclaim_pt or entries:

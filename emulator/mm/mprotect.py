@@ -7,6 +7,7 @@ from typing import Final
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, page_align
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import (
+    DIRTY,
     FLAGS_MASK,
     MARKER_UFFD_WP,
     PRESENT,
@@ -65,10 +66,19 @@ MM_CP_UFFD_WP: Final = 4
 MM_CP_UFFD_WP_RESOLVE: Final = 8
 
 
+def vma_wants_manual_pte_write_upgrade(area: VmAreaStruct) -> bool:
+    """May entries be writable that a new permission does not make so by itself? (include/linux/mm.h)"""
+    if area.vm_flags & VM_SHARED:
+        return bool(area.vm_flags & VM_WRITE) and userfaultfd_k.userfaultfd_wp(area)
+    return bool(area.vm_flags & VM_WRITE)
+
+
 def can_change_pte_writable(area: VmAreaStruct, addr: int, pte: int) -> bool:
-    """May a private page be written without a fault: ours alone, and nobody wants to know?"""
+    """May a page be written without a fault: ours alone, or shared and dirty, and nobody wants to know?"""
     if not pte & USER or userfaultfd_k.userfaultfd_pte_wp(area, pte):
         return False
+    if area.vm_flags & VM_SHARED:
+        return bool(pte & DIRTY)
     folio = memory.vm_normal_folio(area, addr, pte)
     return folio is not None and folio.anon and bool(folio.anon_exclusive >> memory.page_of(folio, pte) & 1)
 
@@ -124,6 +134,37 @@ def change_pte_range(
     table.ptl.unlock()
 
 
+def pgtable_split_needed(area: VmAreaStruct, cp_flags: int) -> bool:
+    """Must huge pages be cut whatever the range is? Protection of a file's pages needs entries for markers."""
+    return bool(cp_flags & MM_CP_UFFD_WP) and not vma.vma_is_anonymous(area)
+
+
+def change_pmd(area: VmAreaStruct, addr: int, end: int, prot: int, cp_flags: int) -> int:
+    """What one PMD entry maps of [addr, end). 0 or -ENOMEM: there is no table for markers.
+
+    Of a file's huge page the entry is just cleared: its table comes when it is looked at again.
+    """
+    mm = area.vm_mm
+    slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
+    populate = cp_flags & MM_CP_UFFD_WP and userfaultfd_k.userfaultfd_wp_use_markers(area)
+    whole = end - addr == mm.machine.geometry.pmd_size and not pgtable_split_needed(area, cp_flags)
+    while True:
+        none = populate and pgtable_generic.alloc_table(mm, addr, LEVEL_PTE) is None
+        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
+        entry = pmd.get(slot) if pmd is not None else 0
+        if isinstance(entry, PageTable):
+            change_pte_range(area, entry, addr, end, prot, cp_flags)
+            return 0
+        if pmd is None or not entry:
+            return -ENOMEM if none else 0
+        if not whole:
+            huge_memory.split_huge_pmd(area, pmd, slot, addr)
+            continue
+        huge_memory.change_huge_pmd(area, pmd, slot, addr, prot, cp_flags)
+        if not isinstance(pmd.get(slot), PageTable):
+            return 0  # else it was split, perhaps by somebody else
+
+
 def change_protection(area: VmAreaStruct, start: int, end: int, cp_flags: int) -> int:
     """Give the entries of [start, end) the permissions that the VMA has now, and flush. MM_CP_*.
 
@@ -132,28 +173,12 @@ def change_protection(area: VmAreaStruct, start: int, end: int, cp_flags: int) -
     mm = area.vm_mm
     g = mm.machine.geometry
     prot = vma.vm_page_prot(area.vm_flags)
-    populate = cp_flags & MM_CP_UFFD_WP and userfaultfd_k.userfaultfd_wp_use_markers(area)
     mm.tlb_flush_pending += 1
     error = 0
     addr = start
-    while addr < end:
+    while addr < end and not error:
         stop = min(end, (addr & g.pmd_mask) + g.pmd_size)
-        slot = pgtable_generic.slot_of(mm, addr, LEVEL_PMD)
-        if populate and pgtable_generic.alloc_table(mm, addr, LEVEL_PTE) is None:
-            pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
-            if pmd is None or not pmd.get(slot):
-                error = -ENOMEM
-                break
-        pmd = pgtable_generic.find_table(mm, addr, LEVEL_PMD)
-        entry = pmd.get(slot) if pmd is not None else 0
-        if pmd is not None and isinstance(entry, int) and entry:
-            if stop - addr == g.pmd_size:
-                huge_memory.change_huge_pmd(area, pmd, slot, addr, prot, cp_flags)
-            else:
-                huge_memory.split_huge_pmd(area, pmd, slot, addr)
-            entry = pmd.get(slot)  # a table by now, if it was split, perhaps by somebody else
-        if isinstance(entry, PageTable):
-            change_pte_range(area, entry, addr, stop, prot, cp_flags)
+        error = change_pmd(area, addr, stop, prot, cp_flags)
         addr = stop
     mm.machine.sched.point("mprotect.before_flush")
     mm.machine.flush_tlb_range(mm, start, end)
@@ -190,7 +215,7 @@ def mprotect_fixup(
         m.committed -= charged
         return changed
     changed.vm_flags = newflags | changed.vm_flags & m.profile.vm_ignore_merge
-    upgrade = changed.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    upgrade = vma_wants_manual_pte_write_upgrade(changed)
     change_protection(changed, start, end, MM_CP_TRY_CHANGE_WRITABLE if upgrade else 0)
     if oldflags & VM_ACCOUNT and not newflags & VM_ACCOUNT:
         m.committed -= pages

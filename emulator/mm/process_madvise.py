@@ -30,12 +30,14 @@ def vector_madvise(mm: MmStruct, ranges: list[tuple[int, int]], advice: int) -> 
     for start, length in ranges:
         if not length:
             continue
-        while True:
+        for _ in range(madvise.RESTARTS_MAX):
             result = madvise.madvise_do_behavior(mm, start, length, advice)
             if result != -madvise.ERESTARTNOINTR:
                 break
             madvise.madvise_unlock(mm, advice)
             madvise.madvise_lock(mm, advice)
+        else:
+            raise madvise.restarts_for_ever(mm, start)
         if result < 0:
             break
         done += length

@@ -19,7 +19,15 @@ from emulator.hw.pte import (
     UFFD_WP,
     mk_softleaf,
 )
-from emulator.mm import huge_memory, mlock_folio, page_vma_mapped, rmap, rmap_counts, swap
+from emulator.mm import (
+    huge_memory,
+    mlock_folio,
+    page_vma_mapped,
+    rmap,
+    rmap_counts,
+    swap,
+    userfaultfd_k,
+)
 from emulator.mm_types import VM_DROPPABLE, VM_LOCKED, Folio, VmAreaStruct
 
 
@@ -68,6 +76,8 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int, *, ignore_ml
                 table.ptl.unlock()
                 return False
             table.set(slot, swap_entry)
+        else:
+            userfaultfd_k.pte_install_uffd_wp_if_needed(vma, table, slot, entry)
         rmap_counts.folio_remove_rmap_ptes(folio, page, 1, vma)
         swap.folio_put(m, folio)
         m.sched.point("unmap.page_unmapped")

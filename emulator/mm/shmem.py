@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm import memory, mmap, swap, swap_state, truncate, util
+from emulator.mm import fs_userfaultfd, memory, mmap, swap, swap_state, truncate, userfaultfd_k, util
+from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_NORESERVE, AddressSpace, File, Folio, MmStruct, VmAreaStruct, VmOps
 from emulator.uapi import ENOMEM
 from emulator.workload import shared_memory, token
@@ -178,22 +179,33 @@ def add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
 # ---- pages
 
 
-def shmem_fault(area: VmAreaStruct, index: int) -> Folio | int:
-    """Page ``index`` of the VMA's file, locked, with a reference. Else a VM_FAULT_* code."""
+def shmem_fault(vmf: memory.VmFault) -> Folio | int:
+    """The page of the VMA's file that a fault is about, locked, with a reference. Else a VM_FAULT_* code."""
+    area = vmf.vma
     assert area.vm_file is not None
-    return shmem_get_folio(area.vm_mm.machine, area.vm_file.f_mapping, index)
+    index = vma_ops.linear_page_index(area, vmf.address)
+    return shmem_get_folio(vmf.m, area.vm_file.f_mapping, index, vmf=vmf)
 
 
-def shmem_get_folio(m: Machine, mapping: AddressSpace, index: int, *, allocate: bool = True) -> Folio | int:
-    """shmem_get_folio_gfp: as ``shmem_fault``; a page that is nowhere is made, or (not ``allocate``) is SIGBUS."""
+def shmem_get_folio(
+    m: Machine, mapping: AddressSpace, index: int, *, vmf: memory.VmFault | None = None, allocate: bool = True
+) -> Folio | int:
+    """shmem_get_folio_gfp: as ``shmem_fault``; a page that is nowhere is made, or (not ``allocate``) is SIGBUS.
+
+    ``vmf``: the fault that asks; userfaultfd may have to be told instead.
+    """
     while True:
         if index << PAGE_SHIFT >= mapping.size:
             return memory.VM_FAULT_SIGBUS
         folio = mapping.pages.get(index)
+        slot = mapping.swapped.get(index)
+        if vmf is not None and userfaultfd_k.userfaultfd_minor(vmf.vma) and (folio or slot is not None):
+            return fs_userfaultfd.handle_userfault(vmf)
         if folio is None:
-            slot = mapping.swapped.get(index)
             if slot is None and not allocate:
                 return memory.VM_FAULT_SIGBUS
+            if slot is None and vmf is not None and userfaultfd_k.userfaultfd_missing(vmf.vma):
+                return fs_userfaultfd.handle_userfault(vmf)
             made = shmem_alloc_and_add_folio(m, mapping, index) if slot is None else shmem_swapin_folio(
                 m, mapping, index, slot
             )

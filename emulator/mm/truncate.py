@@ -21,6 +21,7 @@ from emulator.mm import (
     pgtable_generic,
     shmem,
     swap,
+    userfaultfd_k,
     vma,
 )
 from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
@@ -133,11 +134,12 @@ def zap_file_pages(area: VmAreaStruct, start: int, end: int) -> None:
 def zap_file_page(
     gather: mmu_gather.MmuGather, area: VmAreaStruct, table: PageTable, slot: int, addr: int
 ) -> None:
-    """should_zap_folio: not what is anonymous; guard regions stay."""
+    """should_zap_folio: not what is anonymous; guard regions stay. The page of zeros (UFFDIO_ZEROPAGE) is nobody's."""
     pte: int = table.entries.get(slot, 0)  # type: ignore[assignment]
     if pte & PRESENT:
         folio = memory.vm_normal_folio(area, addr, pte)
-        if folio is not None and not folio.anon:
-            memory_zap.zap_present_pte(gather, area, table, slot, addr, pte)
+        if folio is None or not folio.anon:
+            memory_zap.zap_present_pte(gather, area, table, slot, addr, pte, False)
     elif pte and is_migration(pte) and not area.vm_mm.machine.phys.frames[softleaf_value(pte)].anon:
         table.set(slot, 0)
+        userfaultfd_k.pte_install_uffd_wp_if_needed(area, table, slot, pte)

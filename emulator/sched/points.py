@@ -147,6 +147,8 @@ POINTS: Final[dict[str, str]] = {
     "uffd.fault": "an access meets what a userfaultfd is told of, no page-table lock held",
     "uffd.file_held": "a call on a userfaultfd holds its file, which may be closed, and no lock",
     "uffd.folio_allocated": "a page that is to be filled is allocated, under mmap_lock, the source not read",
+    "uffd.folio_locked": "a page of the page cache that is to be mapped is locked and referenced",
+    "uffd.in_page_cache": "a new page of a file of memory is in its page cache, locked, and mapped nowhere yet",
     "uffd.locked": "mmap_lock is held, for reading or writing as the call needs, nothing done yet",
     "uffd.pte_locked": "the entry to fill is empty, under the page-table lock",
     "uffd.source_missing": "the source of a copy has to be faulted in: mmap_lock is dropped",

@@ -17,6 +17,7 @@ from oracle.finding import Finding, finding
 from oracle.live import machine_view
 from oracle.live.calls import expressible
 from oracle.live.compare import compare
+from oracle.live.processes import NO_ANSWER
 from oracle.live.system import LiveRun, LiveSystem
 from oracle.live.view import Depth, StepView
 
@@ -33,6 +34,15 @@ class Comparison(NamedTuple):
     machine: tuple[StepView, ...] = ()
     live: tuple[StepView, ...] = ()
     wrong: str = ""
+
+
+def never_returns(machine: Machine, step: Step) -> bool:
+    """Does the step run for ever in the machine too? It is the last then."""
+    try:
+        machine.run_step(step)
+    except KernelBug as bug:
+        return bug.rule == "never-returns"
+    return False
 
 
 class Session:
@@ -76,6 +86,8 @@ class Session:
                 return self._differ(found, seen, run, blame.of(step, mine, theirs, token(index, 0)))
             blame.follow(step, mine, token(index, 0))
         if run.fate:
+            if run.fate.endswith(NO_ANSWER) and never_returns(machine, workload.steps[len(seen)]):
+                return Comparison(len(seen))
             found = finding("live", "fate", f"on the kernel: {run.fate}", len(seen), cause=run.fate.split(":")[0])
             return self._differ(found, seen, run, "")
         return Comparison(len(workload.steps))

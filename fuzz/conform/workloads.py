@@ -15,7 +15,7 @@ from emulator.workload import THP_ORDERS, Op, Step, Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
-from oracle.live.calls import CALLS, REGISTERING, expressible, limits_locked_memory, maps_memory
+from oracle.live.calls import CALLS, expressible, limits_locked_memory
 from oracle.live.thp_sizes import refused
 from oracle.live.view import Depth
 
@@ -97,15 +97,12 @@ def kept_apart(steps: list[Step]) -> list[Step]:
     """Without those that cannot be compared beside others of the steps, see ``expressible``."""
     ops = [step.ops[0] for step in steps]
     kinds = {op.kind for op in ops}
-    registers = bool(kinds & REGISTERING)
     limits_locking = any(map(limits_locked_memory, ops))
 
     def fits(op: Op) -> bool:
         if op.kind == "memory_merge":
             return "ksm_scan" not in kinds
-        if op.kind == "mlockall":
-            return not (limits_locking and op.args[0] & MCL_CURRENT)
-        return not (registers and maps_memory(op))
+        return not (op.kind == "mlockall" and limits_locking and op.args[0] & MCL_CURRENT)
 
     return [step for step in steps if fits(step.ops[0])]
 

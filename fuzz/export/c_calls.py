@@ -30,6 +30,7 @@ _UFFD_FEATURES: Final = ("UFFD_FEATURE_WP_UNPOPULATED",)
 _UFFD_MODES: Final = {
     "uffd_register": tuple(f"UFFDIO_REGISTER_MODE_{name}" for name in ("MISSING", "WP", "MINOR")),
     "uffd_copy": ("UFFDIO_COPY_MODE_WP", "UFFDIO_COPY_MODE_DONTWAKE"),
+    "uffd_continue": ("UFFDIO_CONTINUE_MODE_WP", "UFFDIO_CONTINUE_MODE_DONTWAKE"),
     "uffd_wp": ("UFFDIO_WRITEPROTECT_MODE_WP", "UFFDIO_WRITEPROTECT_MODE_DONTWAKE"),
     "uffd_move": ("UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES", "UFFDIO_MOVE_MODE_DONTWAKE"),
 }
@@ -261,6 +262,7 @@ EMITTERS: Final[dict[str, Emitter]] = {
     "uffd_wp": _uffd,
     "uffd_move": _uffd,
     "uffd_poison": _uffd,
+    "uffd_continue": _uffd,
     "fork": _fork,
     "exit": _exit,
     "read": _read,

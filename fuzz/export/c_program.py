@@ -34,9 +34,8 @@ from fuzz.export import c_calls
 from fuzz.export.c_calls import EMITTERS
 from fuzz.export.expectation import FILE_TOKENS, REAL, expect, is_idle, looked_at
 from fuzz.target import Target
-from fuzz.workload.domains import all_ops
 from fuzz.workload.text import show_op, to_text
-from oracle.live.calls import REGISTERING, SYS_MSEAL, SYS_PKEY_MPROTECT, maps_memory
+from oracle.live.calls import SYS_MSEAL, SYS_PKEY_MPROTECT
 from oracle.live.machine_code import SUB_PAGE
 
 if TYPE_CHECKING:
@@ -108,11 +107,8 @@ def export(workload: Workload, stem: str, profile: str) -> str:
 def check(workload: Workload) -> None:
     """Raises ``UsageError`` that names everything in the workload that no program can do."""
     wrong = []
-    shared = any(maps_memory(op) for op in all_ops(workload))
     for number, step in enumerate(workload.steps):
         reason = "a collision" if len(step.ops) > 1 else c_calls.inexpressible(step.ops[0])
-        if shared and step.ops[0].kind in REGISTERING:
-            reason = "userfaultfd beside shared memory, which the machine does not register"
         if reason:
             wrong.append(f"step {number}: {reason}")
     if wrong:

@@ -61,6 +61,7 @@ from emulator.workload import (
     FOLL_PIN,
     FOLL_WRITE,
     MAPS_MAX,
+    MEMFD,
     OFFSETS_MAX,
     OPS,
     OVERCOMMIT,
@@ -85,7 +86,10 @@ _ADVICE: Final = (
     MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_REMOVE, MADV_REMOVE,
     MADV_DONTNEED_LOCKED,
 )  # fmt: skip
-_SHARED_MEMORY: Final = 0.1  # of the mappings without a file are shared
+_FILES: Final = 0.15  # of the mappings have a file
+_SHARED_MEMORY: Final = 0.1  # of those without one are shared
+_FILES_REGISTERED: Final = 0.3  # where there is userfaultfd
+_SHARED_MEMORY_REGISTERED: Final = 0.4
 _SELDOM_FLAG: Final = 0.08  # of the mappings have one of these
 _SELDOM_FLAGS: Final = (
     MAP_GROWSDOWN, MAP_GROWSDOWN, MAP_LOCKED, MAP_POPULATE, MAP_STACK, MAP_DROPPABLE ^ MAP_PRIVATE
@@ -96,19 +100,25 @@ _ANY_OF: Final = {
     Domain.POLICY: len(POLICIES), Domain.PKEY: 2, Domain.SWITCH: 2, Domain.RESOURCE: len(RESOURCES),
     Domain.OVERCOMMIT: len(OVERCOMMIT),
 }  # fmt: skip
-_REGISTERED: Final = ("uffd_unregister", "uffd_zeropage", "uffd_wp", "uffd_poison")  # where something is registered
+_REGISTERED: Final = (
+    "uffd_unregister", "uffd_zeropage", "uffd_wp", "uffd_poison", "uffd_continue"
+)  # where something is registered
 
 
 class Arguments:
     """Draws arguments for operations of one workload."""
 
-    __slots__ = ("extra", "places", "rng")
+    __slots__ = ("extra", "memory_files", "places", "rng")
 
-    def __init__(self, rng: Random, places: Places, extra: int) -> None:
-        """``extra``: MREMAP_* bits that the design under test adds; most moves then carry them."""
+    def __init__(self, rng: Random, places: Places, extra: int, *, memory_files: bool = False) -> None:
+        """``extra``: MREMAP_* bits that the design under test adds; most moves then carry them.
+
+        ``memory_files``: mappings of files are of files of memory rather than of others.
+        """
         self.rng = rng
         self.places = places
         self.extra = extra
+        self.memory_files = memory_files
 
     def draw(self, kind: str, sketch: Sketch, proc: int, near: range | None) -> tuple[int, ...] | None:
         """Arguments, or None when the op makes no sense now. ``mmap`` always does."""
@@ -143,7 +153,17 @@ class Arguments:
             args.append(value)
         if kind == "madvise" and args[2] == MADV_COLLAPSE and rng.random() < 0.8:
             args[:2] = self.places.whole_huge(args[0], args[1])
+        if kind == "uffd_register":
+            args[2] = self._register_mode(sketch, proc, args[0])
         return tuple(args)
+
+    def _register_mode(self, sketch: Sketch, proc: int, page: int) -> int:
+        """UFFDIO_REGISTER_MODE_*: missing and protected pages; minor faults where there is a page cache."""
+        rng = self.rng
+        span = sketch.span_at(proc, page)
+        if span is not None and span.cached:
+            return rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6, 7))
+        return rng.choice((1, 1, 2, 2, 3, 3, rng.randrange(8)))
 
     def _one(self, domain: Domain, kind: str, sketch: Sketch, proc: int, near: range | None) -> int | None:
         rng = self.rng
@@ -180,7 +200,9 @@ class Arguments:
         if domain is Domain.UFFD_FEATURES:
             return rng.choice((0, *sorted(submasks(UFFD_FEATURES_ALLOWED))))
         if domain is Domain.UFFD_REGISTER_MODE:
-            return rng.choice((1, 1, 2, 2, 3, 3, rng.randrange(8)))
+            return 0  # chosen when it is known what is there
+        if domain is Domain.UFFD_COPY_MODE:
+            return rng.choice((0, 0, 0, UFFDIO_COPY_MODE_WP, rng.randrange(4)))
         if domain is Domain.UFFD_WP_MODE:
             return rng.choice((UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_WP, 0, rng.randrange(4)))
         if domain in _ANY_OF:
@@ -234,11 +256,11 @@ class Arguments:
             prot = rng.choice((PROT_READ, PROT_READ, PROT_READ | PROT_WRITE | PROT_EXEC, 0))
         flags = MAP_PRIVATE
         file = offset = 0
-        if rng.random() < 0.15:
-            file = rng.randint(1, FILES_MAX)
+        if rng.random() < (_FILES_REGISTERED if self.memory_files else _FILES):
+            file = MEMFD + 1 if self.memory_files and rng.random() < 0.8 else rng.randint(1, FILES_MAX)
             offset = rng.choice((0, 0, rng.randrange(FILE_PAGES)))
             flags = rng.choice((MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED))
-        elif rng.random() < _SHARED_MEMORY:
+        elif rng.random() < (_SHARED_MEMORY_REGISTERED if self.memory_files else _SHARED_MEMORY):
             flags = MAP_SHARED
         roll = rng.random()
         if roll < 0.85:

@@ -86,8 +86,9 @@ class Generator:
     def _begin(self) -> None:
         """Another taste, and other places."""
         self.places = Places(self.rng, Sketch(self.geometry).geometry)
-        self.arguments = Arguments(self.rng, self.places, self.extra)
         self.swarm = draw_swarm(self.rng, self.weights, relocates=bool(self.extra))
+        memory_files = "uffd_register" in self.swarm.kinds
+        self.arguments = Arguments(self.rng, self.places, self.extra, memory_files=memory_files)
 
     # ---- workloads
 

@@ -61,6 +61,7 @@ AREAS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "uffd_wp": (("uffd", "mprotect"), ("thp",)),
     "uffd_move": (("uffd", "uffd_move"), ("anon_vma", "thp", "rmap")),
     "uffd_poison": (("uffd",), ("anon_vma",)),
+    "uffd_continue": (("uffd",), ("fault", "swapin", "shmem")),
     "ksm_scan": (("ksm",), ("fault", "thp", "rmap")),
     "thp_sizes": ((), ()),
     "setrlimit": ((), ()),

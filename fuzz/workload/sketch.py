@@ -14,13 +14,15 @@ from emulator.uapi import (
     MADV_NOHUGEPAGE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_SHARED,
+    MAP_TYPE,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PROT_READ,
     PROT_WRITE,
 )
-from emulator.workload import FOLL_WRITE, Op, Step
+from emulator.workload import FOLL_WRITE, MEMFD, Op, Step
 from fuzz.workload.domains import OP_DOMAINS
 from fuzz.workload.repair import Labels, repair_step
 
@@ -30,7 +32,7 @@ TOUCHED_MAX = 16
 class Span:
     """Pages [start, end) that were mapped together; ``home`` is where ``start`` was when it was mapped."""
 
-    __slots__ = ("end", "faulted", "file", "home", "huge", "prot", "start", "uffd")
+    __slots__ = ("cached", "end", "faulted", "file", "home", "huge", "prot", "start", "uffd")
 
     def __init__(
         self, start: int, end: int, home: int, prot: int, file: int, *, faulted: bool, huge: bool
@@ -42,6 +44,7 @@ class Span:
         self.file = file
         self.faulted = faulted  # something wrote to it
         self.huge = huge  # MADV_HUGEPAGE
+        self.cached = False  # of a file of memory: a memfd, or shared and anonymous
         self.uffd = 0  # registered with userfaultfd: UFFDIO_REGISTER_MODE_*
 
     def __repr__(self) -> str:
@@ -55,7 +58,9 @@ class Span:
 
     def at(self, start: int, end: int, home: int) -> Span:
         """A span like it in another place, where it is not registered."""
-        return Span(start, end, home, self.prot, self.file, faulted=self.faulted, huge=self.huge)
+        other = Span(start, end, home, self.prot, self.file, faulted=self.faulted, huge=self.huge)
+        other.cached = self.cached
+        return other
 
 
 class Sketch:
@@ -119,14 +124,14 @@ class Sketch:
             self._follow_brk(op.proc, spans, args[0])
         elif kind == "uffd_register":
             for span in self._isolate(spans, args[0], args[0] + args[1]):
-                span.uffd = 0 if span.file else args[2]
+                span.uffd = args[2] if span.cached or not span.file else 0
         elif kind == "uffd_unregister":
             for span in self._isolate(spans, args[0], args[0] + args[1]):
                 span.uffd = 0
         elif kind == "uffd_close":
             for span in spans:
                 span.uffd = 0
-        elif kind in ("uffd_copy", "uffd_move"):
+        elif kind in ("uffd_copy", "uffd_move", "uffd_continue"):
             span_there = self.span_at(op.proc, args[0])
             if span_there is not None and span_there.uffd:
                 span_there.faulted = True
@@ -163,7 +168,9 @@ class Sketch:
             start = place
         if start + length <= self.geometry.arena_pages:
             home = offset if file else start
-            self._insert(spans, Span(start, start + length, home, prot, file, faulted=False, huge=False))
+            new = Span(start, start + length, home, prot, file, faulted=False, huge=False)
+            new.cached = file == MEMFD + 1 or (not file and flags & MAP_TYPE == MAP_SHARED)
+            self._insert(spans, new)
 
     def _follow_brk(self, proc: int, spans: list[Span], end: int) -> None:
         old = self.heaps.get(proc, self.geometry.heap_page)

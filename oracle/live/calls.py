@@ -17,8 +17,6 @@ from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
-    MAP_SHARED,
-    MAP_TYPE,
     MCL_CURRENT,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -29,7 +27,6 @@ from emulator.uapi import (
     PR_SET_VMA_ANON_NAME,
 )
 from emulator.workload import (
-    MEMFD,
     OFFSETS_MAX,
     OPS,
     POLICIES,
@@ -293,6 +290,10 @@ def _uffd_move(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.userfault.move(*args), None
 
 
+def _uffd_continue(context: Context, args: Args, token: int) -> tuple[int, Data]:
+    return context.userfault.continue_(*args), None
+
+
 def _uffd_poison(context: Context, args: Args, token: int) -> tuple[int, Data]:
     return context.userfault.poison(*args), None
 
@@ -333,9 +334,8 @@ CALLS: Final[dict[str, Run]] = {
     "uffd_wp": _uffd_wp,
     "uffd_move": _uffd_move,
     "uffd_poison": _uffd_poison,
+    "uffd_continue": _uffd_continue,
 }
-# What the machine refuses on files of memory, and the kernel does not.
-REGISTERING: Final = frozenset(("uffd_register", "uffd_unregister"))
 PROCESS_OPS: Final = ("fork", "exit", "ksm_scan")  # the server takes part in these
 
 
@@ -380,26 +380,16 @@ def has_protection_keys() -> bool:
         return any(line.startswith("flags") and "ospke" in line.split() for line in lines)
 
 
-def maps_memory(op: Op) -> bool:
-    """Does the op map a file of memory?"""
-    if op.kind != "mmap":
-        return False
-    return op.args[4] == MEMFD + 1 or (not op.args[4] and op.args[3] & MAP_TYPE == MAP_SHARED)
-
-
 def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:
     """Why a workload cannot run on a live kernel, one that has prompt ``swap`` or not; empty if it can."""
     if workload.geometry != GEOMETRY:
         return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
-    shared = any(maps_memory(step.ops[0]) for step in workload.steps)
     kinds = {op.kind for step in workload.steps for op in step.ops}
     limits_locking = any(limits_locked_memory(step.ops[0]) for step in workload.steps)
     for number, step in enumerate(workload.steps):
         if len(step.ops) != 1:
             return f"step {number} is a collision"
         op = step.ops[0]
-        if shared and op.kind in REGISTERING:
-            return f"step {number}: the machine registers no files of memory with userfaultfd, as the kernel does"
         if op.kind not in CALLS and op.kind not in PROCESS_OPS:
             return f"step {number}: no system call does what {op.kind} does"
         if op.fail_nth:

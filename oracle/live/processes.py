@@ -18,6 +18,7 @@ from oracle.live.processor import SYS_PRCTL, Processor
 
 _PR_SET_PDEATHSIG: Final = 1
 _KILL_SECONDS: Final = 5.0  # that a killed process gets to end
+NO_ANSWER: Final = "does not answer"  # how a step that never ends is told of
 _MESSAGE_MAX: Final = 4096  # bytes (PIPE_BUF): written and read in one piece
 
 
@@ -58,7 +59,7 @@ class Process:
         """The answer to the last order. Raises ``Ended``."""
         ready = self._poll.poll(max(0.0, seconds) * 1000)
         if not ready:
-            raise Ended("does not answer")
+            raise Ended(NO_ANSWER)
         if all(handle != self._answer for handle, _ in ready):
             raise Ended(self.reap(0.0))
         return marshal.loads(os.read(self._answer, _MESSAGE_MAX))

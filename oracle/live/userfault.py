@@ -37,6 +37,7 @@ _UFFDIO_COPY: Final = 0xC028_AA03, 4
 _UFFDIO_ZEROPAGE: Final = 0xC020_AA04, 3
 _UFFDIO_MOVE: Final = 0xC028_AA05, 4
 _UFFDIO_WRITEPROTECT: Final = 0xC018_AA06
+_UFFDIO_CONTINUE: Final = 0xC020_AA07, 3
 _UFFDIO_POISON: Final = 0xC020_AA08, 3
 
 NEEDS_A_READER: Final = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
@@ -122,6 +123,9 @@ class Userfault:
 
     def poison(self, page: int, length: int) -> int:
         return self._pages(_UFFDIO_POISON, *_range(page, length), 0)
+
+    def continue_(self, page: int, length: int, mode: int) -> int:
+        return self._pages(_UFFDIO_CONTINUE, *_range(page, length), mode)
 
     def write_protect(self, page: int, length: int, mode: int) -> int:
         return self._ioctl(_UFFDIO_WRITEPROTECT, *_range(page, length), mode)

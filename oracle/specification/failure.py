@@ -54,8 +54,9 @@ from oracle.specification.page import (
 )
 from oracle.specification.placement import check_place
 from oracle.specification.stack import brk_of, growth
-from oracle.specification.uffd import carried, leave_open
+from oracle.specification.uffd import carried
 from oracle.specification.uffd_calls import registered
+from oracle.specification.uffd_follow import leave_open
 
 if TYPE_CHECKING:
     from emulator.profile import Profile

@@ -37,6 +37,7 @@ from oracle.specification import (
     processes,
     stack,
     uffd_calls,
+    uffd_memory,
 )
 from oracle.specification.page import (
     Limits,
@@ -72,6 +73,7 @@ class Specification:
         "overhangs",
         "pins",
         "procs",
+        "resident",
         "settings",
         "stack_moved",
         "stacks",
@@ -84,6 +86,7 @@ class Specification:
         self.limits = limits
         self.procs: dict[int, Pages] = {0: {}}
         self.settings: dict[int, Settings] = {}  # of processes that have any
+        self.resident: dict[tuple[int, int], int] = {}  # pages of files of memory that there are (``uffd_memory``)
         self.userfaults = {0: Userfaults()}  # of each process; empty: nobody uses userfaultfd
         self.forked = False  # there has been a child: pages may be shared, or have been
         self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
@@ -105,6 +108,7 @@ class Specification:
         other.limits = self.limits
         other.procs = {label: dict(pages) for label, pages in self.procs.items()}
         other.settings = dict(self.settings)
+        other.resident = dict(self.resident)
         other.userfaults = {label: known.copy() for label, known in self.userfaults.items()}
         other.forked = self.forked
         other.files = dict(self.files)
@@ -146,6 +150,8 @@ class Specification:
     def punch(self, file: int, page: int) -> None:
         """Let the file have a hole there. A pin on what was there shares it with nobody any more."""
         self.files[file, page] = 0
+        if self.userfaults:
+            uffd_memory.punched(self, file, page)
         for label, pin in self.pins.items():
             if pin.file == (file, page):
                 self.pins[label] = pin._replace(file=None)
@@ -198,6 +204,8 @@ class Specification:
             self.choices += 1
             if page.content is not None and page.content < 0 and self._thrown_away_before(-page.content):
                 self.cells[-page.content] = other
+            elif page.content is None and page.backing is not None:
+                self.files[page.backing.file, page.backing.page] = other
             else:
                 page = Page(page.flags, page.backing, other, page.dropped)
         elif shown != kept:

@@ -12,6 +12,7 @@ from emulator.mm_types import (
     VM_ACCESS_FLAGS,
     VM_DROPPABLE,
     VM_UFFD_FLAGS,
+    VM_UFFD_MINOR,
     VM_UFFD_MISSING,
     VM_UFFD_WP,
 )
@@ -43,18 +44,12 @@ from oracle.specification.page import (
 )
 from oracle.specification.uffd import (
     ACCESSES,
-    MAYBE_POISONED,
-    MAYBE_PROTECTED,
-    POISONED,
-    PROTECTED,
     Userfaults,
     access,
     appears,
     bad_range,
     check,
-    follow,
     may_be_there,
-    moving,
     must_be_there,
     opened,
     traps,
@@ -63,7 +58,16 @@ from oracle.specification.uffd import (
 from oracle.specification.uffd_fill import (
     copy,
     move,
+    resume,
     zeropage,
+)
+from oracle.specification.uffd_follow import follow, moving, stir
+from oracle.specification.uffd_memory import (
+    MAYBE_POISONED,
+    MAYBE_PROTECTED,
+    POISONED,
+    PROTECTED,
+    can_be_registered,
 )
 
 if TYPE_CHECKING:
@@ -99,8 +103,10 @@ def _mapped(pages: Pages, start: int, length: int) -> list[int]:
     return [number for number in range(start, start + length) if number in pages]
 
 
-def _can_be_registered(page: Page) -> bool:
-    return page.backing is None and not page.flags & VM_DROPPABLE
+def _can_be_registered(page: Page, mode: int = 0) -> bool:
+    """Minor faults are of files only."""
+    minor = mode & UFFDIO_REGISTER_MODE_MINOR and page.backing is None
+    return can_be_registered(page) and not page.flags & VM_DROPPABLE and not minor
 
 
 def register(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal | None:
@@ -108,8 +114,8 @@ def register(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Ref
     known = spec.userfaults[op.proc]
     opened(known)
     numbers = _mapped(pages, start, length)
-    bad = not mode or mode & UFFDIO_REGISTER_MODE_MINOR or bad_range(spec, start, length) or not numbers
-    if bad or not all(_can_be_registered(pages[number]) for number in numbers):
+    bad = not mode or bad_range(spec, start, length) or not numbers
+    if bad or not all(_can_be_registered(pages[number], mode) for number in numbers):
         return check(op, outcome.ret, {-EINVAL})
     for number in numbers:
         register_page(pages, known, number, mode)
@@ -120,6 +126,7 @@ def registered(page: Page, mode: int) -> Page:
     """The page registered in these modes, and in no other; one that has them all stays as it is."""
     wanted = VM_UFFD_MISSING if mode & UFFDIO_REGISTER_MODE_MISSING else 0
     wanted |= VM_UFFD_WP if mode & UFFDIO_REGISTER_MODE_WP else 0
+    wanted |= VM_UFFD_MINOR if mode & UFFDIO_REGISTER_MODE_MINOR else 0
     if page.flags & wanted == wanted:
         return page
     return page._replace(flags=page.flags & ~VM_UFFD_FLAGS | wanted)
@@ -166,13 +173,17 @@ def write_protect(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -
 
 def _protect(spec: Specification, known: Userfaults, number: int, page: Page, on: bool) -> None:
     state = known.states.get(number, 0)
-    if state & (POISONED | MAYBE_POISONED) or page.flags & GUARDED:
+    if state & POISONED or page.flags & GUARDED:
+        return
+    if state & MAYBE_POISONED:
+        known.states[number] = state | (MAYBE_PROTECTED if on else 0)
         return
     state &= ~MAYBE_PROTECTED
     if not on:
         state &= ~PROTECTED
-    elif page.dropped is None and (
-        must_be_there(spec, known, number, page) or known.has(UFFD_FEATURE_WP_UNPOPULATED)
+    elif page.backing is not None or (
+        page.dropped is None
+        and (must_be_there(spec, known, number, page) or known.has(UFFD_FEATURE_WP_UNPOPULATED))
     ):
         state |= PROTECTED
     elif may_be_there(spec, known, number, page):
@@ -218,13 +229,15 @@ def populate(spec: Specification, pages: Pages, op: Op, outcome: Outcome, token:
             ahead = op._replace(args=(start, number - start, advice))
             refusal = spec.ordinary(pages, ahead, outcome._replace(ret=0), token)
             if refusal is None:  # so far it came
-                known.stir(range(start, number))
+                stir(spec, pages, known, range(start, number))
                 return check(op, outcome.ret, errors)
             break
         if not outcome.ret:
             appears(spec, pages, known, number)
     if outcome.ret in errors:
-        known.blur(_mapped(pages, start, length))
+        numbers = _mapped(pages, start, length)
+        known.blur(numbers)
+        stir(spec, pages, known, numbers)
         return None
     refusal = spec.ordinary(pages, op, outcome, token)
     if refusal is None:
@@ -245,11 +258,16 @@ def can_populate(spec: Specification, pages: Pages, op: Op) -> tuple[bool, bool]
     if op.kind == "mlock2" and op.args[2]:
         return True, True
     found = [
-        traps(spec, known, number, pages[number], pages[number].flags & PROT_WRITE != 0)
+        traps(spec, known, number, pages[number], _populated_by_writing(pages[number]))
         for number in _mapped(pages, *op.args[:2])
         if pages[number].flags & VM_ACCESS_FLAGS
     ]
     return not any(may for may, _ in found), not any(must for _, must in found)
+
+
+def _populated_by_writing(page: Page) -> bool:
+    """Does a lock write to the page? Where that makes a copy of the process's own."""
+    return page.flags & PROT_WRITE != 0 and not (page.backing is not None and page.backing.shared)
 
 
 CALLS: Final[dict[str, Call]] = {
@@ -260,6 +278,7 @@ CALLS: Final[dict[str, Call]] = {
     "uffd_copy": copy,
     "uffd_zeropage": zeropage,
     "uffd_poison": zeropage,
+    "uffd_continue": resume,
     "uffd_wp": write_protect,
     "uffd_move": move,
 }

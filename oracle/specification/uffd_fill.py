@@ -1,4 +1,4 @@
-"""UFFDIO_COPY, ZEROPAGE, POISON and MOVE in the specification (rules: mm/userfaultfd.c).
+"""UFFDIO_COPY, ZEROPAGE, CONTINUE, POISON and MOVE in the specification (rules: mm/userfaultfd.c).
 
 They go on page by page and tell how far they came: it is checked that each page that was done could be, and that the
 next could not. Where one VMA must hold a range, the model knows no more than ``mremap`` does: pages of different kind
@@ -24,6 +24,7 @@ from emulator.uapi import (
     EINVAL,
     ENOENT,
     PROT_WRITE,
+    UFFDIO_CONTINUE_MODE_WP,
     UFFDIO_COPY_MODE_WP,
     UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
 )
@@ -42,12 +43,6 @@ from oracle.specification.page import (
 )
 from oracle.specification.stack import grow
 from oracle.specification.uffd import (
-    MAYBE,
-    MAYBE_POISONED,
-    MAYBE_PROTECTED,
-    POISONED,
-    PROTECTED,
-    THERE,
     Userfaults,
     appears,
     bad_range,
@@ -57,6 +52,19 @@ from oracle.specification.uffd import (
     must_be_there,
     opened,
     traps,
+)
+from oracle.specification.uffd_memory import (
+    MAYBE,
+    MAYBE_POISONED,
+    MAYBE_PROTECTED,
+    POISONED,
+    PROTECTED,
+    THERE,
+    ZEROS,
+    cell,
+    follows,
+    has,
+    stir_files,
 )
 
 if TYPE_CHECKING:
@@ -123,8 +131,10 @@ def copy(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal
 
     def may(i: int) -> set[int]:
         """The source is read before the destination is looked at, which it may be, or bring along."""
+        if behind_file(pages[dst + i]):
+            return {-EFAULT}
         source = pages.get(src + i) or grow(spec, pages, Op("read", op.proc, (src + i,)), min(outcome.ret, 0))
-        results = _empty(spec, known, dst + i, pages[dst + i], markers=True)
+        results = _empty_to_fill(spec, known, dst + i, pages[dst + i])
         if source is None or not source.flags & VM_ACCESS_FLAGS or source.flags & GUARDED:
             return results - {0} | {-EFAULT}
         if spec.meets_end(source, outcome.ret == -EFAULT):
@@ -132,7 +142,7 @@ def copy(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal
         may_trap, must_trap = traps(spec, known, src + i, source, False)
         if must_trap:
             return results - {0} | {-EFAULT}
-        if dst == src:
+        if dst == src or _is_source(pages[dst + i], source):
             results = {-EEXIST}
         elif dst + i in brought(spec, pages, src + i):
             results.add(-EEXIST)
@@ -140,9 +150,9 @@ def copy(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal
 
     def do(i: int) -> None:
         appears(spec, pages, known, src + i)
-        there = with_flags(pages[dst + i], GUARDED, 0)
-        pages[dst + i] = _holding(spec, op.proc, dst + i, there, pages[src + i])
-        known.states[dst + i] = THERE | (PROTECTED if protect else 0)
+        there = pages[dst + i] = with_flags(pages[dst + i], GUARDED, 0)
+        _hold(spec, op.proc, dst + i, there, pages[src + i])
+        _filled(spec, known, dst + i, there, PROTECTED if protect else 0)
 
     page = pages.get(dst)
     if protect and page is not None and page.flags & VM_UFFD_FLAGS and not page.flags & VM_UFFD_WP:
@@ -151,16 +161,46 @@ def copy(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal
     ended = src + max(outcome.ret, 0)
     if ended < src + length and ended in pages:  # it may have been read
         known.stir((ended, *brought(spec, pages, ended)))
+        stir_files(spec, pages, (ended,))
     return refusal
 
 
-def _holding(spec: Specification, label: int, number: int, page: Page, source: Page) -> Page:
-    """The page with the contents of ``source``, which may have been thrown away before."""
-    other = source.other()
-    if other is None:
-        return page._replace(content=spec.content(source), dropped=None)
-    spec.unsettled.append((label, number))
-    return page._replace(content=spec.content(source), dropped=~other)
+def _is_source(page: Page, source: Page) -> bool:
+    """Does reading the source bring in what is to be filled: are both the same page of a file?"""
+    place = cell(page)
+    return place is not None and in_page_cache(page) and follows(source) and place == cell(source)
+
+
+def _hold(spec: Specification, label: int, number: int, page: Page, source: Page) -> None:
+    """Give the page the contents of ``source``, which may have been thrown away before."""
+    pages = spec.procs[label]
+    content, other = spec.content(source), source.other()
+    if other is not None:
+        spec.unsettled.append((label, number))
+    dropped = None if other is None else ~other
+    if in_page_cache(page):
+        spec.set_content(pages, number, page, content)
+        pages[number] = page._replace(dropped=dropped)
+    else:
+        pages[number] = page._replace(content=content, dropped=dropped)
+
+
+def _filled(spec: Specification, known: Userfaults, number: int, page: Page, state: int) -> None:
+    """Something is at the page now, and in its file; what was there has gone."""
+    known.states[number] = THERE | state
+    place = cell(page)
+    if place is not None and in_page_cache(page):
+        spec.resident[place] = THERE
+
+
+def in_page_cache(page: Page) -> bool:
+    """Does what fills the page go into the page cache of a file?"""
+    return page.backing is not None and page.backing.shared
+
+
+def behind_file(page: Page) -> bool:
+    """Does the page lie behind the end of its file?"""
+    return page.backing is not None and page.backing.page >= page.backing.length
 
 
 def read_before(states: Sequence[Specification], op: Op) -> Iterator[Specification]:
@@ -170,16 +210,19 @@ def read_before(states: Sequence[Specification], op: Op) -> Iterator[Specificati
     page = spec.procs[op.proc].get(dst) if op.proc in spec.procs else None
     if page is None or 0 not in _destination(spec, spec.procs[op.proc], dst, 1):
         return
-    if 0 not in _empty(spec, spec.userfaults[op.proc], dst, page, markers=True):
+    if behind_file(page) or 0 not in _empty_to_fill(spec, spec.userfaults[op.proc], dst, page):
         return
     sources = [(state, state.procs[op.proc].get(src)) for state in states]
     contents = [state.content(source) for state, source in sources if source is not None]
     contents += [source.other() or 0 for _, source in sources if source is not None and source.dropped is not None]
     for content in dict.fromkeys(contents):
         after = spec.copy()
-        after.procs[op.proc][dst] = with_flags(page, GUARDED, 0)._replace(content=content, dropped=None)
-        protect = PROTECTED if mode & UFFDIO_COPY_MODE_WP else 0
-        after.userfaults[op.proc].states[dst] = THERE | protect
+        there = after.procs[op.proc][dst] = with_flags(page, GUARDED, 0)._replace(dropped=None)
+        if in_page_cache(page):
+            after.set_content(after.procs[op.proc], dst, there, content)
+        else:
+            after.procs[op.proc][dst] = there._replace(content=content)
+        _filled(after, after.userfaults[op.proc], dst, there, PROTECTED if mode & UFFDIO_COPY_MODE_WP else 0)
         yield after
 
 
@@ -198,6 +241,16 @@ def _empty(spec: Specification, known: Userfaults, number: int, page: Page, *, m
     return {0, -EEXIST} if maybe else {0}
 
 
+def _empty_to_fill(spec: Specification, known: Userfaults, number: int, page: Page) -> set[int]:
+    """As ``_empty`` for a page that gets contents: in a shared mapping its file must not have the page either."""
+    results = _empty(spec, known, number, page, markers=True)
+    place = cell(page)
+    if place is None or not in_page_cache(page) or 0 not in results:
+        return results
+    there, maybe = has(spec, place)
+    return {-EEXIST} if there else {0, -EEXIST} if maybe else {0}
+
+
 def zeropage(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal | None:
     """UFFDIO_ZEROPAGE and UFFDIO_POISON."""
     start, length = op.args
@@ -205,13 +258,59 @@ def zeropage(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Ref
     opened(known)
     if bad_range(spec, start, length):
         return check(op, outcome.ret, {-EINVAL})
-    state = THERE if op.kind == "uffd_zeropage" else POISONED
+    zeros = op.kind == "uffd_zeropage"
 
     def may(i: int) -> set[int]:
-        return _empty(spec, known, start + i, pages[start + i], markers=False)
+        page = pages[start + i]
+        if behind_file(page):
+            return {-EFAULT}
+        if zeros and in_page_cache(page):
+            return _empty_to_fill(spec, known, start + i, page)
+        return _empty(spec, known, start + i, page, markers=False)
 
     def do(i: int) -> None:
-        known.states[start + i] = state
+        page = pages[start + i] = with_flags(pages[start + i], GUARDED, 0)
+        if not zeros:
+            known.states[start + i] = POISONED
+        elif page.backing is None or in_page_cache(page):
+            _filled(spec, known, start + i, page, 0)
+        else:
+            pages[start + i] = page._replace(content=0)
+            known.states[start + i] = THERE | ZEROS
+
+    return _fill(spec, pages, op, outcome, length, may, do)
+
+
+def resume(spec: Specification, pages: Pages, op: Op, outcome: Outcome) -> Refusal | None:
+    """UFFDIO_CONTINUE: map what a file of memory has."""
+    start, length, mode = op.args
+    known = spec.userfaults[op.proc]
+    opened(known)
+    if bad_range(spec, start, length):
+        return check(op, outcome.ret, {-EINVAL})
+    protect = mode & UFFDIO_CONTINUE_MODE_WP
+    page = pages.get(start)
+    if page is not None and page.flags & VM_UFFD_FLAGS:
+        if page.backing is None or (protect and not page.flags & VM_UFFD_WP):
+            return check(op, outcome.ret, _destination(spec, pages, start, length) - {0} | {-EINVAL})
+
+    def may(i: int) -> set[int]:
+        page = pages[start + i]
+        place = cell(page)
+        if place is None:
+            return {-EINVAL}
+        there, maybe = has(spec, place)
+        if not maybe:
+            return {-EFAULT}
+        results = _empty(spec, known, start + i, page, markers=True)
+        return results if there else results | {-EFAULT}
+
+    def do(i: int) -> None:
+        page = pages[start + i] = with_flags(pages[start + i], GUARDED, 0)
+        place = cell(page)
+        assert place is not None
+        spec.resident[place] = THERE
+        known.states[start + i] = THERE | (PROTECTED if protect else 0)
 
     return _fill(spec, pages, op, outcome, length, may, do)
 

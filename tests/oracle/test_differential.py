@@ -177,7 +177,7 @@ class NeverMoves(Mainline):
     """UFFDIO_MOVE always meets somebody who uses a page."""
 
     name = "never-moves"
-    replaces: ClassVar[dict[str, Callable[..., object]]] = {"userfaultfd_pages.move_pages": never_moves}
+    replaces: ClassVar[dict[str, Callable[..., object]]] = {"userfaultfd_move_pages.move_pages": never_moves}
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -22,6 +22,7 @@ FAULTS = {  # and the oracle that sees each
     "stack-growth-charge": "accounting",
     "mremap-uffd-neighbour": "specification",
     "gup-livelock-huge-file": "kernel",
+    "guard-over-protected-page": "kernel",
 }
 FOLDER = Path(__file__).parents[3] / "corpus" / "regressions" / "mainline"
 

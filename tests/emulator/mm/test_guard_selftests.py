@@ -98,8 +98,10 @@ OF_ANONYMOUS: Final = [
     ("fork_wipeonfork", "map 10; guard 0:5; advise 0:10 wipeonfork; fork; child; touch 0:10; parent; trap 0:5"),
     ("lazyfree", "map 10; W 0:10; guard 0:10; advise 0:10 free; trap 0:10"),
     ("anon_zeropage", "map 10; guard 0; guard 2; read 1; read 3; trap 0; trap 2"),
-    ("uffd", "map 10; register 0:10; missing 3; guard 0:10; trap 0:10; unguard 0:10; missing 0:10"),
     ("collapse", "map 512; guard_every_second 512; advise 0:512 collapse = EINVAL; trap 0; touch 1; trap 510"),
+]
+OF_MEMORY: Final = [
+    ("uffd", "map 10; register 0:10; missing 3; guard 0:10; trap 0:10; unguard 0:10; missing 0:10"),
 ]
 OF_FILES: Final = [
     (
@@ -119,7 +121,11 @@ OF_FILES: Final = [
     ("kind", "script"),
     [
         pytest.param(kind, script, id=f"{kind}-{name}")
-        for kind, rows in ((ANON, ROWS + OF_ANONYMOUS), (FILE, ROWS + OF_FILES), (SHMEM, ROWS + OF_FILES))
+        for kind, rows in (
+            (ANON, ROWS + OF_ANONYMOUS + OF_MEMORY),
+            (FILE, ROWS + OF_FILES),
+            (SHMEM, ROWS + OF_FILES + OF_MEMORY),
+        )
         for name, script in rows
     ],
 )

@@ -17,7 +17,7 @@ from emulator.hw.pte import (
     is_uffd_wp_marker,
     softleaf_value,
 )
-from emulator.mm_types import VM_UFFD_MISSING, VM_UFFD_WP
+from emulator.mm_types import VM_UFFD_MINOR, VM_UFFD_MISSING, VM_UFFD_WP
 from emulator.uapi import (
     UFFDIO_REGISTER_MODE_MISSING,
     UFFDIO_REGISTER_MODE_WP,
@@ -27,6 +27,7 @@ from emulator.workload import OPS, Domain
 from fuzz.workload.symbols import parse_value
 from tests.emulator.kernel_world import World
 
+MODES = (("m", VM_UFFD_MISSING), ("w", VM_UFFD_WP), ("i", VM_UFFD_MINOR))
 MISSING = UFFDIO_REGISTER_MODE_MISSING
 WP = UFFDIO_REGISTER_MODE_WP
 ON = 1
@@ -76,11 +77,11 @@ def registered(mode: int, *pages: int, size: int = 8, features: int = 0) -> Worl
 
 
 def modes(world: World, proc: int = 0) -> list[tuple[int, int, str]]:
-    """(first page, pages, how it is registered) of each VMA: ``m`` missing, ``w`` write protection, ``-`` not."""
+    """(first page, pages, how it is registered) of each VMA: ``m`` missing, ``w`` write protection, ``i`` minor."""
     shown = []
     for first, pages in world.layout(proc):
         flags = world.vma(first, proc).vm_flags
-        mode = ("m" if flags & VM_UFFD_MISSING else "") + ("w" if flags & VM_UFFD_WP else "")
+        mode = "".join(letter for letter, flag in MODES if flags & flag)
         assert bool(mode) == (world.vma(first, proc).uffd_ctx is not None)
         shown.append((first, pages, mode or "-"))
     return shown

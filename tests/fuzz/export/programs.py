@@ -15,8 +15,6 @@ from emulator.workload import Op, Step, Workload
 from fuzz.export import c_program
 from fuzz.export.c_calls import inexpressible
 from fuzz.workload import text
-from fuzz.workload.domains import all_ops
-from oracle.live.calls import REGISTERING, maps_memory
 
 PROFILE: Final = "6.18"
 COMPILERS: Final = [name for name in ("gcc", "clang") if shutil.which(name)]
@@ -70,11 +68,10 @@ def run(place: Path, **environment: str) -> Run:
 def exportable(workload: Workload) -> Workload:
     """The workload with all that a program can do; the ops of a collision become steps of their own."""
     steps = []
-    shared = any(maps_memory(op) for op in all_ops(workload))  # nothing of that is registered with userfaultfd
     for step in workload.steps:
         for op in step.ops:
             plain = _without_kernel(op)
-            if not inexpressible(plain) and not (shared and op.kind in REGISTERING):
+            if not inexpressible(plain):
                 steps.append(Step((plain,)))
     return Workload(workload.geometry, tuple(steps))
 

@@ -16,8 +16,8 @@ from emulator.profile import PROFILES
 from emulator.workload import OPS, Domain, Op, Outcome
 from oracle.specification.failure import settle
 from oracle.specification.page import Page
-from oracle.specification.uffd import leave_open
 from oracle.specification.uffd_fill import read_before
+from oracle.specification.uffd_follow import leave_open
 from tests.emulator.mm.uffd_world import result_of, value
 from tests.oracle.specification.bench import RW, Bench
 
