@@ -66,12 +66,15 @@ def has(spec: Specification, place: Cell) -> tuple[bool, bool]:
 
 
 def mapped(spec: Specification, known: Userfaults, number: int, page: Page) -> tuple[bool, bool]:
-    """(has a page with a file behind it certainly an entry, may it have one). A huge page brings others with it."""
+    """(has a page with a file behind it certainly an entry, may it have one).
+
+    Of a file that may have huge pages nothing is certain: they are mapped as a whole, and unmapped when that is cut.
+    """
     assert page.backing is not None
     state = known.states.get(number, 0)
-    certainly = state & THERE != 0 or not follows(page)
-    maybe = state & MAYBE != 0 or known.blurred or page.backing.file in spec.overhangs
-    return certainly, certainly or maybe
+    huge = page.backing.file in spec.overhangs
+    certainly = not follows(page) or (state & THERE != 0 and not huge)
+    return certainly, certainly or huge or state & (THERE | MAYBE) != 0 or known.blurred
 
 
 def traps(spec: Specification, known: Userfaults, number: int, page: Page, write: bool) -> tuple[bool, bool]:
