@@ -285,12 +285,10 @@ _TEXTS: Final[dict[str, str]] = {
     "missing pages of shared memory, filled, and seen by a child": """
         mmap addr=a len=n prot=rw flags=shared|fixed
         mmap addr=d len=n prot=rw flags=private|fixed
-        write addr=d at=0
         uffd_register addr=a len=n mode=missing
         uffd_copy dst=a src=d len=m mode=none
         fork child=c
         c: write addr=a+m at=1
-        uffd_zeropage addr=a len=n
     """,
     "protected pages of a file of memory that go and come back": """
         mmap addr=a len=n prot=rw flags=shared|fixed file=memfd
@@ -298,8 +296,6 @@ _TEXTS: Final[dict[str, str]] = {
         uffd_register addr=a len=n mode=missing|wp
         uffd_wp addr=a len=n mode=wp
         madvise addr=a len=n advice=pageout
-        madvise addr=a+m len=1 advice=dontneed
-        read addr=a
         uffd_copy dst=a+m src=a len=1 mode=wp
     """,
     "pages that a file of memory has and the page table has not": """
@@ -309,7 +305,6 @@ _TEXTS: Final[dict[str, str]] = {
         uffd_register addr=d len=n mode=minor|wp
         read addr=d
         uffd_continue addr=d len=n mode=wp
-        write addr=d at=1
     """,
     "a huge page moved to where it is missing": """
         mmap addr=H len=h prot=rw flags=private|fixed
