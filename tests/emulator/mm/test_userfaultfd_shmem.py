@@ -12,7 +12,7 @@ from emulator.errors import KernelBug
 from emulator.hw.pte import PRESENT
 from emulator.hw.pte import RW as PTE_RW
 from emulator.profile import PROFILES
-from emulator.uapi import ENOMEM
+from emulator.uapi import ENOMEM, OVERCOMMIT_NEVER
 from emulator.workload import FOLL_PIN, FOLL_WRITE
 from tests.emulator.kernel_world import World
 from tests.emulator.mm.uffd_world import entries, entry, modes, run
@@ -239,7 +239,7 @@ def test_charged_page_by_page() -> None:
 
 def test_no_more_may_be_committed() -> None:
     """ENOMEM, and nothing is there."""
-    world = World(profile=PROFILES["6.18"]._replace(commit_limit=9))
+    world = World(profile=PROFILES["6.18"]._replace(overcommit_memory=OVERCOMMIT_NEVER, commit_limit=10))
     run(world, FILE + "; mmap 40 8 rw private|fixed anon 0 = 40; uffd_register 0 8 missing")
     run(world, "uffd_copy 0 40 4 none = 1; uffd_zeropage 1 1 = ENOMEM")
     assert pages_of(world) == [0]

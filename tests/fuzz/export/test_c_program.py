@@ -419,10 +419,6 @@ def test_alone(op: str, tmp_path: Path) -> None:
             "mremap addr=1 old_len=1 new_len=1 flags=maymove|relocate",
             "step 0: mremap flags that mainline does not",
         ),
-        (
-            "mmap addr=1 len=1 prot=rw flags=shared|fixed\nuffd_register addr=1 len=1 mode=wp",
-            "step 1: userfaultfd beside shared memory",
-        ),
         ("userfaultfd features=event_fork", "step 0: a userfaultfd with events, which somebody has to read"),
     ],
 )
