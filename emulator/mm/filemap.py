@@ -10,7 +10,7 @@ from typing import Final
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import ACCESSED, mk_pte
-from emulator.mm import huge_memory, memory, pagewalk, rmap_counts, swap
+from emulator.mm import huge_memory_fault, memory, pagewalk, rmap_counts, swap
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
 from emulator.workload import file_token
@@ -91,7 +91,7 @@ def filemap_map_pages(vmf: memory.VmFault, first: int, end: int) -> int:
             continue
         if not prepared:
             swap.folio_get(folio)  # the entry's, if a PMD maps it
-            if not vmf.pmd.entries.get(vmf.pmd_slot, 0) and huge_memory.do_set_pmd(vmf, folio):
+            if not vmf.pmd.entries.get(vmf.pmd_slot, 0) and huge_memory_fault.do_set_pmd(vmf, folio):
                 folio.lock.unlock()
                 return memory.VM_FAULT_NOPAGE
             folio.refcount -= 1

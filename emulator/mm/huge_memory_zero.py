@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from emulator.geometry import LEVEL_PTE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import ACCESSED, PSE, SPECIAL, UFFD_WP, mk_pte
-from emulator.mm import fs_userfaultfd, huge_memory, memory, pgtable_generic, swap, userfaultfd_k
+from emulator.mm import fs_userfaultfd, huge_memory_fault, memory, pgtable_generic, swap, userfaultfd_k
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import Folio, VmAreaStruct
 
@@ -67,7 +67,7 @@ def do_huge_zero_wp_pmd(vmf: memory.VmFault, orig: int) -> int:
     haddr = vmf.address & m.geometry.pmd_mask
     pmd.set(slot, 0)
     m.flush_tlb_range(vma.vm_mm, haddr, haddr + m.geometry.pmd_size)
-    huge_memory.map_anon_folio_pmd(folio, pmd, slot, vma, haddr)
+    huge_memory_fault.map_anon_folio_pmd(folio, pmd, slot, vma, haddr)
     pmd.ptl.unlock()
     return 0
 

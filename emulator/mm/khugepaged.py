@@ -20,7 +20,7 @@ from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, SPECIAL, UFFD_WP, is_migration, pte_pfn
 from emulator.khugepaged_types import DONE, ERRNO, GOES_ON, ScanResult
 from emulator.mm import (
-    huge_memory,
+    huge_memory_fault,
     khugepaged_file,
     memory,
     memory_swap,
@@ -52,9 +52,9 @@ def hugepage_vma_revalidate(
     area = mm.mm_mt.find(address)
     if area is None:
         return ScanResult.VMA_NULL, None
-    if not huge_memory.thp_vma_suitable_pmd(area, address):
+    if not huge_memory_fault.thp_vma_suitable_pmd(area, address):
         return ScanResult.ADDRESS_RANGE, None
-    if not huge_memory.thp_vma_allowable_collapse(area):
+    if not huge_memory_fault.thp_vma_allowable_collapse(area):
         return ScanResult.VMA_CHECK, None
     if expect_anon and area.vm_ops is not None:
         return ScanResult.PAGE_ANON, None
@@ -231,7 +231,7 @@ def collapse_locked(area: VmAreaStruct, address: int, pmd: PageTable, folio: Fol
     collapse_huge_page_copy(area, table, folio, isolated)
     pmd.ptl.lock()
     check_pmd_none(area, pmd, pmd_slot)
-    huge_memory.map_anon_folio_pmd(folio, pmd, pmd_slot, area, address)
+    huge_memory_fault.map_anon_folio_pmd(folio, pmd, pmd_slot, area, address)
     pmd.ptl.unlock()
     return ScanResult.SUCCEED
 
@@ -334,7 +334,7 @@ def madvise_collapse(area: VmAreaStruct, start: int, end: int) -> tuple[int, boo
     mm = area.vm_mm
     m = mm.machine
     g = m.geometry
-    if not huge_memory.thp_vma_allowable_collapse(area):
+    if not huge_memory_fault.thp_vma_allowable_collapse(area):
         return -EINVAL, False
     if m.should_fail("collapse_control"):
         return -ENOMEM, False

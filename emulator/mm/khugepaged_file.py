@@ -17,7 +17,7 @@ from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
 from emulator.khugepaged_types import ScanResult
 from emulator.mm import (
-    huge_memory,
+    huge_memory_fault,
     khugepaged,
     memory,
     pgtable_generic,
@@ -268,7 +268,7 @@ def collapse_pte_mapped_thp(mm: MmStruct, addr: int) -> ScanResult:
     result, _ = khugepaged.find_pmd_or_thp_or_none(mm, addr)
     if result is ScanResult.PMD_MAPPED:
         return result
-    if not huge_memory.thp_vma_allowable_collapse(area):
+    if not huge_memory_fault.thp_vma_allowable_collapse(area):
         return ScanResult.VMA_CHECK
     if userfaultfd_k.userfaultfd_wp(area):
         return ScanResult.PTE_UFFD_WP
@@ -300,7 +300,7 @@ def map_in_place_of_ptes(area: VmAreaStruct, addr: int, folio: Folio) -> ScanRes
     elif result not in (ScanResult.PMD_NULL, ScanResult.PMD_NONE):
         return result
     pmd = pgtable_generic.alloc_table(mm, addr, LEVEL_PMD)
-    if pmd is None or not huge_memory.do_set_pmd(memory.VmFault(area, addr, 0, pmd), folio):
+    if pmd is None or not huge_memory_fault.do_set_pmd(memory.VmFault(area, addr, 0, pmd), folio):
         return ScanResult.FAIL
     swap.folio_get(folio)
     return ScanResult.SUCCEED

@@ -28,6 +28,7 @@ from emulator.mm import (
     filemap,
     fs_userfaultfd,
     huge_memory,
+    huge_memory_fault,
     memory_swap,
     memory_wp,
     mlock_folio,
@@ -151,7 +152,7 @@ def alloc_anon_folio(vmf: VmFault) -> Folio | int:
     m = vmf.m
     if not m.huge_anon_orders_madvise or userfaultfd_k.userfaultfd_armed(vmf.vma):
         return folio_prealloc(vmf) or VM_FAULT_OOM
-    orders = huge_memory.thp_vma_allowable_orders(vmf.vma, vmf.address)
+    orders = huge_memory_fault.thp_vma_allowable_orders(vmf.vma, vmf.address)
     if orders:
         table = vmf.pmd.entries.get(vmf.pmd_slot, 0)
         if not isinstance(table, PageTable):
@@ -286,7 +287,8 @@ def finish_fault(vmf: VmFault, folio: Folio, page: int, cow: bool) -> int:
     The caller's reference becomes the entry's. The file's folio is locked.
     """
     vma = vmf.vma
-    if not cow and folio.order and not vmf.pmd.entries.get(vmf.pmd_slot, 0) and huge_memory.do_set_pmd(vmf, folio):
+    huge = not cow and folio.order and not vmf.pmd.entries.get(vmf.pmd_slot, 0)
+    if huge and huge_memory_fault.do_set_pmd(vmf, folio):
         return 0
     result = pte_alloc(vmf)
     if result:
@@ -446,8 +448,8 @@ def handle_mm_fault(vma: VmAreaStruct, address: int, flags: int) -> int:
     if not isinstance(entry, PageTable):
         if entry:
             result = handle_huge_pmd(vmf, entry)
-        elif huge_memory.thp_vma_allowable_pmd(vma, address):
-            result = huge_memory.do_huge_pmd_anonymous_page(vmf)
+        elif huge_memory_fault.thp_vma_allowable_pmd(vma, address):
+            result = huge_memory_fault.do_huge_pmd_anonymous_page(vmf)
         else:
             result = VM_FAULT_FALLBACK
         if not result & VM_FAULT_FALLBACK:
@@ -463,6 +465,6 @@ def handle_huge_pmd(vmf: VmFault, entry: int) -> int:
             return VM_FAULT_FALLBACK
         if vmf.flags & FAULT_FLAG_WRITE and userfaultfd_k.userfaultfd_pte_wp(vmf.vma, entry):
             return fs_userfaultfd.handle_userfault(vmf)
-        return huge_memory.do_huge_pmd_wp_page(vmf, entry)
-    huge_memory.huge_pmd_set_accessed(vmf, entry)
+        return huge_memory_fault.do_huge_pmd_wp_page(vmf, entry)
+    huge_memory_fault.huge_pmd_set_accessed(vmf, entry)
     return 0

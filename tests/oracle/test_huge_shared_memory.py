@@ -111,12 +111,12 @@ class PutOne(Design):
 
 class NextPage(Design):
     name = "next-page"
-    replaces = {"huge_memory.do_set_pmd": map_next_page}
+    replaces = {"huge_memory_fault.do_set_pmd": map_next_page}
 
 
 class Writable(Design):
     name = "writable"
-    replaces = {"huge_memory.do_set_pmd": map_writable}
+    replaces = {"huge_memory_fault.do_set_pmd": map_writable}
 
 
 class Counted(Design):
