@@ -181,9 +181,10 @@ def check_holes(collapse: Collapse) -> ScanResult:
     if ours == collapse.new.nr_pages:
         return ScanResult.SUCCEED
     mapping.i_mmap_rwsem.down_read()
+    # the page behind the range counts as well (vma_interval_tree_foreach takes the last page, not the end)
     missing = any(
         area.vm_flags & VM_UFFD_MISSING
-        and area.vm_pgoff < collapse.end
+        and area.vm_pgoff <= collapse.end
         and area.vm_pgoff + vma_ops.vma_pages(area) > collapse.start
         for area in mapping.i_mmap
     )

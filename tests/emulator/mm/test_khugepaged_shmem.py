@@ -13,6 +13,7 @@ from emulator.hw.pte import RW as PTE_RW
 from emulator.mm_types import AddressSpace, VmAreaStruct
 from emulator.uapi import (
     EAGAIN,
+    EBUSY,
     EINVAL,
     ENOMEM,
     MADV_COLD,
@@ -33,6 +34,8 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     PROT_READ,
     SIGBUS,
+    UFFDIO_REGISTER_MODE_MISSING,
+    UFFDIO_REGISTER_MODE_WP,
 )
 from emulator.workload import FOLL_PIN, FOLL_WRITE, MEMFD, Op, Switch
 from tests.emulator.kernel_world import RW, World, committing, profile_with
@@ -287,6 +290,28 @@ def test_guards_and_private_copies_keep_the_table() -> None:
     assert world.do("munmap", 0, 512) == 0
     world.mmap(0, 512, RW, SHARED, MEMORY)
     assert collapse(world, 0, 512) == 0
+    check_all(world)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("first", "mode", "expected"),
+    [
+        (511, UFFDIO_REGISTER_MODE_MISSING, -EBUSY),
+        (512, UFFDIO_REGISTER_MODE_MISSING, -EBUSY),  # as Linux counts, the page behind the range belongs to it
+        (513, UFFDIO_REGISTER_MODE_MISSING, 0),
+        (100, UFFDIO_REGISTER_MODE_WP, 0),
+    ],
+)
+def test_holes_that_a_userfaultfd_wants_to_hear_of(first: int, mode: int, expected: int) -> None:
+    """Whoever maps the file: a child has registered its pages from ``first`` on."""
+    world = World("x86-64")
+    world.mmap(0, 1100, RW, SHARED)
+    world.write(0)
+    world.fork()
+    assert world.do("userfaultfd", 0, proc=1) == 0
+    assert world.do("uffd_register", first, 1100 - first, mode, proc=1) == 0
+    assert collapse(world, 0, 512) == expected
     check_all(world)
 
 
