@@ -43,9 +43,12 @@ def max_map_count_store(mm: MmStruct, count: int) -> int:
     """Let vm.max_map_count leave ``mm`` and its children to come so many VMAs, or as many as it has; 0.
 
     Linux has one number for everybody. A process whose other mappings use it up is as near to it as is wanted, and
-    nobody else has to live with a lower one: so does the live oracle.
+    nobody else has to live with a lower one: so does the live oracle. To make them takes the lock, so nothing comes
+    between a look at the number and what follows from it.
     """
+    mm.mmap_lock.down_write()
     mm.max_map_count = max(count, mm.map_count)
+    mm.mmap_lock.up_write()
     return 0
 
 

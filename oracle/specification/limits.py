@@ -81,10 +81,6 @@ def stopped_by_limit(spec: Specification, op: Op, ret: int) -> bool:
 
 def stopped_by_maps(spec: Specification, op: Op, ret: int) -> bool:
     """May the call have ended like this as the process must not have more mappings?"""
-    if op.kind == "process_madvise":
-        target, _, length, _, length_2, _ = op.args
-        some = ret in FAILURES or 0 <= ret < length + length_2
-        return some and spec.settings_of(target).maps
     if not spec.settings_of(op.proc).maps:
         return False
     if op.kind == "brk":

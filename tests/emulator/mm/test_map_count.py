@@ -8,7 +8,8 @@ import pytest
 
 from emulator.designs.mainline import Mainline
 from emulator.profile import PROFILES
-from emulator.workload import Workload
+from emulator.uapi import MREMAP_FIXED, MREMAP_MAYMOVE
+from emulator.workload import Op, Switch, Workload
 from oracle.judge import Judge
 from tests.emulator.kernel_world import World, kernel_image
 from tests.emulator.mm.uffd_world import run
@@ -130,3 +131,34 @@ def test_set_again_and_inherited() -> None:
     run(world, "munmap 10 1; max_map_count 0; munmap 405 1; mmap 40 1 rw private|fixed 0 0 = 40")
     run(world, "mmap 50 1 rw private|fixed 0 0 = ENOMEM; munmap 40 1; mmap 50 1 rw private|fixed 0 0 = 50")
     check(world, "6.18")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("script", "results"),
+    [
+        ("mseal 2 1", {4: "ENOMEM", 5: "0"}),
+        ("uffd_register 0 8 missing; uffd_unregister 2 1", {4: "ENOMEM", 5: "0"}),
+        ("mmap 40 4 rw shared|fixed memfd 0 = 40; remap_file_pages 40 1 2", {3: "ENOMEM", 4: "0"}),
+        # several mappings in turn; what becomes alike merges, and needs no cut
+        ("mprotect 2 8 none", {3: "ENOMEM", 4: "0"}),
+        ("mlock 2 8", {3: "ENOMEM", 4: "ENOMEM", 5: "0"}),
+        ("mremap 0 16 16 maymove|fixed 40", {7: "ENOMEM", 8: "ENOMEM", 9: "40"}),
+    ],
+)
+def test_several_at_once(script: str, results: dict[int, str]) -> None:
+    """What the last call gives with each limit; what it had done before it was refused stays done."""
+    for limit, result in results.items():
+        world = world_with(limit, "6.18")
+        run(world, f"{script} = {result}")
+        check(world, "6.18")
+
+
+def test_not_in_the_middle_of_a_move() -> None:
+    """A move has looked at what is free; the limit comes when it is done, and the source could be unmapped."""
+    world = World("small4")
+    run(world, "mmap 2 3 rw private|fixed 0 0 = 2; read 2")
+    ops = Op("max_map_count", 0, (2,)), Op("mremap", 0, (3, 1, 1, MREMAP_MAYMOVE | MREMAP_FIXED, 0))
+    assert [outcome.ret for outcome in world.collide(ops, [Switch(1, "mremap.after_ptes", 1)])] == [0, 0]
+    assert world.layout() == [(0, 1), (2, 1), (4, 1)]
+    world.check()

@@ -123,7 +123,6 @@ def test_stopped_half_way(bench: Bench) -> None:
         (("mlock", 11, 1), -ENOMEM),
         (("mbind", 11, 1, 1), -ENOMEM),
         (("uffd_register", 11, 1, 1), -ENOMEM),
-        (("process_madvise", 0, 10, 1, 12, 1, MADV_RANDOM), -EAGAIN),
         (("brk", 101), 100),
     ],
 )
@@ -141,13 +140,6 @@ def test_the_number_of_mappings(bench: Bench, op: tuple[Any, ...], ret: int) -> 
     spec = bench.spec.copy()
     assert settle(spec, call, Outcome(ret), 1, lambda proc, number, page: before.get(number) == page) is None
     assert spec.procs[0] == before
-
-
-def test_advice_that_ended_early(bench: Bench) -> None:
-    """The first range is done, and the second was refused; when both are done nothing was."""
-    bench.do("max_map_count", 3)
-    op = Op("process_madvise", 0, (0, 10, 1, 12, 1, MADV_RANDOM))
-    assert [left_in_part(bench.spec, op, Outcome(done)) for done in (0, 1, 2)] == [True, True, False]
 
 
 def test_what_does_not_ask_for_mappings(bench: Bench) -> None:
