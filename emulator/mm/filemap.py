@@ -113,7 +113,7 @@ def map_folio_range(vmf: memory.VmFault, folio: Folio, first: int, end: int) -> 
     """
     vma = vmf.vma
     here = vma_ops.linear_page_index(vma, vmf.address)
-    if memory.pages_around(vmf, folio, here - folio.index) == (0, folio.nr_pages):
+    if memory.folio_fits(vmf, folio, here - folio.index):
         first, end = folio.index, folio.index + folio.nr_pages
     table = pagewalk.pte_offset_map_lock(vmf.pmd, vmf.pmd_slot)
     if table is None:

@@ -261,14 +261,16 @@ def pages_around(vmf: VmFault, folio: Folio, page: int) -> tuple[int, int]:
 
     With userfaultfd each page has a fault of its own.
     """
+    armed = userfaultfd_k.userfaultfd_armed(vmf.vma)
+    return (0, folio.nr_pages) if not armed and folio_fits(vmf, folio, page) else (page, 1)
+
+
+def folio_fits(vmf: VmFault, folio: Folio, page: int) -> bool:
+    """Do VMA and table hold all of a file's folio, whose page ``page`` is where the fault is?"""
     nr = folio.nr_pages
-    if nr == 1 or userfaultfd_k.userfaultfd_armed(vmf.vma):
-        return page, 1
     before = (vmf.address - vmf.vma.vm_start) >> PAGE_SHIFT
     after = (vmf.vma.vm_end - vmf.address) >> PAGE_SHIFT
-    if before < page or after < nr - page or vmf.slot < page or vmf.slot + nr - page > vmf.m.geometry.ptrs_per_table:
-        return page, 1
-    return 0, nr
+    return page <= min(before, vmf.slot) and nr - page <= min(after, vmf.m.geometry.ptrs_per_table - vmf.slot)
 
 
 def lock_for_mapping(vmf: VmFault, folio: Folio, page: int) -> tuple[int, int] | None:

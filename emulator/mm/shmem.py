@@ -206,9 +206,11 @@ def shmem_get_folio(
                 return memory.VM_FAULT_SIGBUS
             if slot is None and vmf is not None and userfaultfd_k.userfaultfd_missing(vmf.vma):
                 return fs_userfaultfd.handle_userfault(vmf)
-            made = shmem_alloc_and_add_folio(m, mapping, index) if slot is None else shmem_swapin_folio(
-                m, mapping, index, slot
-            )
+            if slot is None:
+                made = shmem_alloc_and_add_folio(m, mapping, index)
+            else:
+                whole = vmf is None or not userfaultfd_k.userfaultfd_armed(vmf.vma)
+                made = shmem_swapin_folio(m, mapping, index, slot, whole=whole)
             if made is not None:
                 return made
             continue
@@ -264,26 +266,29 @@ def shmem_writeout(m: Machine, folio: Folio, mapping: AddressSpace) -> bool:
     return True
 
 
-def shmem_swap_alloc_folio(m: Machine, mapping: AddressSpace, index: int, slot: int) -> Folio | None:
+def shmem_swap_alloc_folio(m: Machine, mapping: AddressSpace, index: int, slot: int, *, whole: bool) -> Folio | None:
     """Read a page that is swapped out. From a device that is memory itself with all that was swapped out with it.
 
-    With a reference. None: no memory, or it is not there any more.
+    Not for who wants each page to have a fault of its own (not ``whole``). With a reference. None: no memory, or it is
+    not there any more.
     """
     head = shmem_swap_head(mapping, index)
     order = mapping.swapped_large.get(head, 0)
-    if order and m.profile.swap_synchronous:
+    if order and whole and m.profile.swap_synchronous:
         folio = swap_state.read_large_folio(m, slot - (index - head), order)
         if folio is not None:
             return folio
     return swap_state.read_swap_cache_async(m, slot)
 
 
-def shmem_swapin_folio(m: Machine, mapping: AddressSpace, index: int, slot: int) -> Folio | int | None:
+def shmem_swapin_folio(
+    m: Machine, mapping: AddressSpace, index: int, slot: int, *, whole: bool
+) -> Folio | int | None:
     """Page ``index`` comes back from swap: locked, with a reference. VM_FAULT_OOM; None: look again.
 
     A folio that is smaller than what was swapped out leaves the other pages to come back one by one.
     """
-    folio = shmem_swap_alloc_folio(m, mapping, index, slot)
+    folio = shmem_swap_alloc_folio(m, mapping, index, slot, whole=whole)
     if folio is None:
         return memory.VM_FAULT_OOM if mapping.swapped.get(index) == slot else None
     head = shmem_swap_head(mapping, index)

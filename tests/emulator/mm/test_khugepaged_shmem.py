@@ -542,6 +542,26 @@ def test_pageout_of_the_whole_and_back() -> None:
     check_all(world)
 
 
+@pytest.mark.live
+@pytest.mark.parametrize("mode", [UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP])
+def test_with_userfaultfd_it_comes_back_page_by_page(mode: int) -> None:
+    """Each page has a fault of its own."""
+    world = World("x86-64", profile=profile_with(swap_synchronous=True))
+    world.mmap(0, 512, RW, SHARED)
+    world.write(1)
+    assert collapse(world, 0, 512) == 0
+    assert world.do("madvise", 0, 512, MADV_PAGEOUT) == 0
+    assert world.do("userfaultfd", 0) == 0
+    assert world.do("uffd_register", 0, 512, mode) == 0
+    assert load(world, 1) != {}
+    assert world.folio(1).order == 0
+    assert len(mapping_of(world, 0).swapped) == 511
+    assert world.do("uffd_unregister", 0, 512) == 0
+    assert load(world, 2) == {}
+    assert not is_huge(world, 2)
+    check_all(world)
+
+
 @pytest.mark.parametrize("synchronous", [True, False])
 def test_holes_in_one_that_was_swapped_out_as_a_whole(synchronous: bool) -> None:
     """It is read back as far as it is to stay; what was all to go is dropped where it is."""
