@@ -158,9 +158,9 @@ def keep_the_lock(mm: MmStruct, start: int, length: int) -> int:
     return munmap.do_munmap(mm, start, length)
 
 
-def keep_the_slot(original: Original, m: Any, mapping: Any, index: int, slot: int) -> Any:
+def keep_the_slot(original: Original, m: Any, mapping: Any, index: int, slot: int, *, whole: bool) -> Any:
     """A page of shared memory comes back from swap, and the file still says that it is there."""
-    found = original(m, mapping, index, slot)
+    found = original(m, mapping, index, slot, whole=whole)
     mapping.swapped[index] = slot
     return found
 
@@ -281,7 +281,7 @@ class SealsNothing(Design):
 
 class CopiesNothing(Design):
     name = "copies-nothing"
-    replaces: ClassVar = {"memory.do_cow_fault": copy_nothing}
+    replaces: ClassVar = {"memory_file.do_cow_fault": copy_nothing}
 
 
 class MunmapLies(Design):
