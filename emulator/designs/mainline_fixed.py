@@ -15,7 +15,7 @@ from typing import Any
 from emulator.designs.base import Design
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import is_uffd_wp_marker
-from emulator.mm import memory, mremap, munmap, userfaultfd, userfaultfd_k, vma
+from emulator.mm import memory, memory_file, mremap, munmap, userfaultfd, userfaultfd_k, vma
 from emulator.mm_types import VM_ACCOUNT, VM_LOCKED, File, MmStruct, VmAreaStruct
 from emulator.uapi import MREMAP_DONTUNMAP
 
@@ -107,7 +107,7 @@ def copy_vma(
 def do_fault(original: Original, vmf: memory.VmFault) -> int:
     """What is to be unshared is copied at once, as for a write: a file's huge page would only be mapped again."""
     if vmf.flags & memory.FAULT_FLAG_UNSHARE and vmf.vma.vm_file is not None:
-        result: int = memory.do_cow_fault(vmf)
+        result: int = memory_file.do_cow_fault(vmf)
         return result
     handled: int = original(vmf)
     return handled
@@ -134,6 +134,6 @@ class MainlineFixed(Design):
         "mmap.mmap_new_area": mmap_new_area,
         "brk.grow_downwards": grow_downwards,
         "vma_link.copy_vma": copy_vma,
-        "memory.do_fault": do_fault,
+        "memory_file.do_fault": do_fault,
         "madvise_walk.guard_install_pte_entry": guard_install_pte_entry,
     }

@@ -10,7 +10,7 @@ from typing import Final
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import ACCESSED, mk_pte
-from emulator.mm import huge_memory_fault, memory, pagewalk, rmap_counts, swap
+from emulator.mm import huge_memory_fault, memory, memory_file, pagewalk, rmap_counts, swap
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
 from emulator.workload import file_token
@@ -113,7 +113,7 @@ def map_folio_range(vmf: memory.VmFault, folio: Folio, first: int, end: int) -> 
     """
     vma = vmf.vma
     here = vma_ops.linear_page_index(vma, vmf.address)
-    if memory.folio_fits(vmf, folio, here - folio.index):
+    if memory_file.folio_fits(vmf, folio, here - folio.index):
         first, end = folio.index, folio.index + folio.nr_pages
     table = pagewalk.pte_offset_map_lock(vmf.pmd, vmf.pmd_slot)
     if table is None:
