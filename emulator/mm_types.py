@@ -7,9 +7,10 @@ Every field says which lock protects it and what it promises. Addresses and size
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.geometry import PAGE_SHIFT
+from emulator.interval_tree import VmaIntervalTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +107,7 @@ class AddressSpace:
         self.swapped: dict[int, int] = {}  # of shmem: page index to the swap slot that holds it
         # of shmem: index to order of large folios that were swapped out as a whole, in slots that follow each other
         self.swapped_large: dict[int, int] = {}
-        self.i_mmap: list[VmAreaStruct] = []  # VMAs that map it; protected by i_mmap_rwsem
+        self.i_mmap = VmaIntervalTree()  # VMAs that map it; protected by i_mmap_rwsem
         self.i_mmap_rwsem = i_mmap_rwsem
 
 
@@ -145,6 +146,7 @@ class AnonVma:
     """
 
     __slots__ = (
+        "entered",
         "freed",
         "machine",
         "num_active_vmas",
@@ -166,7 +168,8 @@ class AnonVma:
         self.num_active_vmas = 0  # VMAs whose anon_vma is this one
         self.refcount = 1
         self.rwsem = rwsem
-        self.rb_root: list[tuple[int, int, int, AnonVmaChain]] = []  # (first, last, serial, avc), sorted
+        self.rb_root: list[AvcKey] = []  # sorted
+        self.entered = 0  # how often an AVC was entered there
         self.freed = False
 
     def __repr__(self) -> str:
@@ -182,17 +185,28 @@ class AnonVmaChain:
         self.serial = serial
         self.vma = vma
         self.anon_vma = anon_vma
-        self.key: tuple[int, int, int, AnonVmaChain] | None = (
-            None  # where it stands in the tree, None: not in it
-        )
+        self.key: AvcKey | None = None  # where it stands in the tree, None: not in it
+
+
+class AvcKey(NamedTuple):
+    """Where an AVC stands in the tree of its anon_vma: by the first page, of equals who was entered last comes last.
+
+    Page offsets, ``last`` included, as they were when it was entered.
+    """
+
+    first: int
+    entered: int
+    last: int
+    avc: AnonVmaChain
 
 
 def avc_insert(avc: AnonVmaChain) -> None:
-    """anon_vma_interval_tree_insert: under the range that the VMA has *now* (page offsets, last included)."""
-    vma = avc.vma
+    """anon_vma_interval_tree_insert: under the range that the VMA has *now*."""
+    vma, anon_vma = avc.vma, avc.anon_vma
     first = vma.vm_pgoff
-    avc.key = (first, first + ((vma.vm_end - vma.vm_start) >> PAGE_SHIFT) - 1, avc.serial, avc)
-    insort(avc.anon_vma.rb_root, avc.key)
+    anon_vma.entered += 1
+    avc.key = AvcKey(first, anon_vma.entered, first + ((vma.vm_end - vma.vm_start) >> PAGE_SHIFT) - 1, avc)
+    insort(anon_vma.rb_root, avc.key)
 
 
 def avc_remove(avc: AnonVmaChain) -> None:
@@ -210,10 +224,10 @@ def avc_overlapping(anon_vma: AnonVma, first: int, last: int) -> Iterator[AnonVm
     Looks the tree up anew after each one, as the walker holds the lock but may be preempted.
     """
     for key in anon_vma.rb_root:
-        if key[0] > last:
+        if key.first > last:
             break
-        if key[1] >= first:
-            yield key[3]
+        if key.last >= first:
+            yield key.avc
 
 
 class VmAreaStruct:

@@ -174,4 +174,4 @@ def _of_anon_vmas(mm: MmStruct, one: AnonVma | None, other: AnonVma | None, adop
 
 def is_private(anon_vma: AnonVma, mm: MmStruct) -> bool:
     """No other process can have pages of it: it is no child's, and no VMA of a child hangs at it."""
-    return anon_vma.root is anon_vma and all(key[3].vma.vm_mm is mm for key in anon_vma.rb_root)
+    return anon_vma.root is anon_vma and all(key.avc.vma.vm_mm is mm for key in anon_vma.rb_root)

@@ -96,8 +96,8 @@ class AnonVmaGraph:
                 self._say("avc-of-other-vma", detail, anon_vma, step, found)
             elif key is None or key not in anon_vma.rb_root:
                 self._say("avc-not-in-tree", f"{vma} is missing in the tree of {anon_vma}", anon_vma, step, found)
-            elif key[0] != first or key[1] != last:
-                detail = f"{vma} stands in the tree of {anon_vma} under [{key[0]:#x}, {key[1]:#x}]"
+            elif key.first != first or key.last != last:
+                detail = f"{vma} stands in the tree of {anon_vma} under [{key.first:#x}, {key.last:#x}]"
                 self._say("avc-range-stale", detail, anon_vma, step, found)
             elif anon_vma.root is not own.root:
                 detail = f"{vma} has an AVC to {anon_vma} of another root"
@@ -109,7 +109,7 @@ class AnonVmaGraph:
         """Every AVC in the tree belongs to a mapped VMA that has it in its chain."""
         machine = self._observer.machine
         for key in anon_vma.rb_root:
-            avc = key[3]
+            avc = key.avc
             vma = avc.vma
             mm = vma.vm_mm
             if vma.detached or machine.procs.get(mm.label) is not mm:

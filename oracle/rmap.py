@@ -30,7 +30,7 @@ def reaches(vma: VmAreaStruct, anon_vma: AnonVma, pgoff: int) -> bool:
     """Does a walk of ``anon_vma`` for page ``pgoff`` meet ``vma``?"""
     for avc in vma.anon_vma_chain:
         key = avc.key
-        if avc.anon_vma is anon_vma and key is not None and key[0] <= pgoff <= key[1]:
+        if avc.anon_vma is anon_vma and key is not None and key.first <= pgoff <= key.last:
             return key in anon_vma.rb_root
     return False
 
@@ -192,10 +192,10 @@ class RmapOracle:
         first, last = folio.index, folio.index + folio.nr_pages - 1
         visits = []
         for key in anon_vma.rb_root:
-            if key[0] > last:
+            if key.first > last:
                 break
-            if key[1] >= first:
-                visits.extend(self._visit(folio, key[3]))
+            if key.last >= first:
+                visits.extend(self._visit(folio, key.avc))
         return sorted(visits)
 
     def _visit(self, folio: Folio, avc: AnonVmaChain) -> list[tuple[int, int]]:

@@ -211,16 +211,20 @@ def commit_adjust(
         for changed in moving:
             rmap.anon_vma_interval_tree_pre_update_vma(changed)
     removed = following if plan.removes else None
+    if mapping is not None:
+        for changed in moving if removed is None else [*moving, removed]:
+            mapping.i_mmap.remove(changed)
     if removed is not None:
         mm.mm_mt.erase(removed)
-        if mapping is not None:
-            mapping.i_mmap.remove(removed)
     move_boundary(plan, start, pgoff)
+    if mapping is not None:
+        for changed in reversed(moving):
+            mapping.i_mmap.insert(changed)
     if insert is not None:
         mm.mm_mt.insert(insert)
         mm.map_count += 1
         if mapping is not None:
-            mapping.i_mmap.append(insert)
+            mapping.i_mmap.insert(insert)
     if anon_vma is not None:
         for changed in moving:
             rmap.anon_vma_interval_tree_post_update_vma(changed)

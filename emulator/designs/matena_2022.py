@@ -48,7 +48,7 @@ MERGE_OK = VmaMergeRes.AV_MERGE_SAME
 def rbt_no_children(anon_vma: AnonVma) -> bool:
     """Does every VMA of its tree call this anon_vma its own? (A child's does not.) No lock is held."""
     degree = anon_vma.num_children + anon_vma.num_active_vmas
-    return degree <= 1 or all(key[3].vma.anon_vma is anon_vma for key in anon_vma.rb_root)
+    return degree <= 1 or all(key.avc.vma.anon_vma is anon_vma for key in anon_vma.rb_root)
 
 
 def follow_page(area: VmAreaStruct, addr: int) -> tuple[Folio, int] | None:

@@ -47,7 +47,7 @@ def dup_one_vma(mm: MmStruct, old: VmAreaStruct) -> int:
     new.vm_flags &= ~VM_LOCKED_MASK
     mm.mm_mt.insert(new)
     mm.map_count += 1
-    vma_link.vma_link_file(new)
+    vma_link.vma_link_file_after(new, old)
     mmap.vm_stat_account(mm, new.vm_flags, vma.vma_pages(new))
     if new.vm_flags & VM_WIPEONFORK:
         return 0

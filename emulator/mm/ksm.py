@@ -245,7 +245,7 @@ def walk_item(folio: Folio, item: KsmRmapItem, in_forks: bool, visit: rmap.Visit
     goes_on = True
     rmap.anon_vma_lock_read(anon_vma)
     for key in anon_vma.rb_root:
-        area = key[3].vma
+        area = key.avc.vma
         if area.vm_start <= item.address < area.vm_end and (item.mm is area.vm_mm) != in_forks:
             area.vm_mm.machine.sched.point("rmap.walk_next")
             goes_on = visit(folio, area, item.address)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import KernelBug
-from emulator.geometry import PAGE_SHIFT
 from emulator.mm import ksm
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import (
@@ -378,12 +377,9 @@ def rmap_walk_anon(folio: Folio, visit: Visit, anon_vma: AnonVma) -> None:
 
 def rmap_walk_file(folio: Folio, visit: Visit, mapping: AddressSpace) -> None:
     """Every VMA of the file that overlaps the folio. i_mmap_rwsem is held."""
-    first, last = folio.index, folio.index + folio.nr_pages - 1
-    for vma in mapping.i_mmap:
-        pgoff = vma.vm_pgoff
-        if pgoff <= last and pgoff + ((vma.vm_end - vma.vm_start) >> PAGE_SHIFT) > first:
-            if not visit_vma(folio, vma, visit):
-                return
+    for vma in mapping.i_mmap.overlapping(folio.index, folio.index + folio.nr_pages - 1):
+        if not visit_vma(folio, vma, visit):
+            return
 
 
 def rmap_walk(folio: Folio, visit: Visit, *, mapped_only: bool = False) -> None:

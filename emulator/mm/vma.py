@@ -286,6 +286,9 @@ def commit_merge(vmg: VmaMergeStruct, changes: list[Change], removed: list[VmAre
         m.sched.point("merge.rmap_locked")
         for vma, *_ in changes:
             rmap.anon_vma_interval_tree_pre_update_vma(vma)
+    if mapping:
+        for vma, *_ in changes:
+            mapping.i_mmap.remove(vma)
     for vma in removed:
         mm.mm_mt.erase(vma)
     # whoever shrinks goes first, so that the ranges in the tree never overlap
@@ -294,6 +297,9 @@ def commit_merge(vmg: VmaMergeStruct, changes: list[Change], removed: list[VmAre
     ):
         mm.mm_mt.move(vma, new_start, new_end)
         vma.vm_pgoff = pgoff
+    if mapping:
+        for vma, *_ in reversed(changes):  # the target last (vma_complete)
+            mapping.i_mmap.insert(vma)
     if anon_vma:
         for vma, *_ in changes:
             rmap.anon_vma_interval_tree_post_update_vma(vma)

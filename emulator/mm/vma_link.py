@@ -14,7 +14,16 @@ def vma_link_file(vma: VmAreaStruct) -> None:
     if vma.vm_file is not None:
         mapping = vma.vm_file.f_mapping
         mapping.i_mmap_rwsem.down_write()
-        mapping.i_mmap.append(vma)
+        mapping.i_mmap.insert(vma)
+        mapping.i_mmap_rwsem.up_write()
+
+
+def vma_link_file_after(vma: VmAreaStruct, prev: VmAreaStruct) -> None:
+    """Enter the copy that fork makes of ``prev`` right behind it (dup_mmap)."""
+    if vma.vm_file is not None:
+        mapping = vma.vm_file.f_mapping
+        mapping.i_mmap_rwsem.down_write()
+        mapping.i_mmap.insert_after(vma, prev)
         mapping.i_mmap_rwsem.up_write()
 
 

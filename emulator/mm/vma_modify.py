@@ -50,22 +50,26 @@ def _split_vma(vma: VmAreaStruct, addr: int, new_below: bool) -> int:
     mapping = vma.vm_file.f_mapping if vma.vm_file else None
     if mapping:
         mapping.i_mmap_rwsem.down_write()
+        mapping.i_mmap.insert(new)
     if anon_vma:
         rmap.anon_vma_lock_write(anon_vma)
         rmap.anon_vma_interval_tree_pre_update_vma(vma)
+    if mapping:
+        mapping.i_mmap.remove(vma)
     if new_below:
         pgoff = vma_ops.linear_page_index(vma, addr)
         mm.mm_mt.move(vma, addr, vma.vm_end)
         vma.vm_pgoff = pgoff
     else:
         mm.mm_mt.move(vma, vma.vm_start, addr)
+    if mapping:
+        mapping.i_mmap.insert(vma)
     mm.mm_mt.insert(new)
     mm.map_count += 1
     if anon_vma:
         rmap.anon_vma_interval_tree_post_update_vma(vma)
         rmap.anon_vma_unlock_write(anon_vma)
     if mapping:
-        mapping.i_mmap.append(new)
         mapping.i_mmap_rwsem.up_write()
     return 0
 

@@ -224,7 +224,8 @@ def check_anon_vmas(spaces: Iterable[MmStruct]) -> None:
             for avc in vma.anon_vma_chain:
                 assert avc.vma is vma
                 last = vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> PAGE_SHIFT) - 1
-                assert avc.key == (vma.vm_pgoff, last, avc.serial, avc), vma
+                assert avc.key is not None
+                assert (avc.key.first, avc.key.last) == (vma.vm_pgoff, last), vma
                 assert avc.key in avc.anon_vma.rb_root
                 known[avc.anon_vma.serial] = avc.anon_vma
             if vma.anon_vma is not None:

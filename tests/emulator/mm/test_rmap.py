@@ -113,7 +113,8 @@ def test_clone_for_a_split(profile: str, turned: bool) -> None:
     assert anon_vma_of(world, 0, 1).num_active_vmas == 2
     for avc in dst.anon_vma_chain:
         assert avc.key in avc.anon_vma.rb_root
-        assert avc.key[:2] == (dst.vm_pgoff, dst.vm_pgoff + 1)
+        assert avc.key is not None
+        assert (avc.key.first, avc.key.last) == (dst.vm_pgoff, dst.vm_pgoff + 1)
     assert world.machine.sched.warnings == []
 
 

@@ -82,7 +82,7 @@ def test_walk_of_a_file_page() -> None:
     world.mmap(10, 2, RW, PRIVATE_FIXED, 1)
     assert world.do("read", 1) == 0
     world.fork()
-    assert walk(world, world.folio(1)) == [(0, 1), (0, 11), (1, 1), (1, 11)]
+    assert walk(world, world.folio(1)) == [(0, 1), (1, 1), (0, 11), (1, 11)]  # a copy behind its original
     assert world.do("read", 3) == 0
     assert walk(world, world.folio(3)) == [(0, 3), (1, 3)]
 
