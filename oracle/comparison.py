@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.mm_types import VM_SHARED
+from emulator.mm_types import VM_SHARED, AddressSpace
 from oracle.contents import LANE, pack
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP
@@ -21,7 +21,7 @@ from oracle.specification.process_madvise import ranges
 from oracle.visible import UNKNOWN, Difference, Visible
 
 if TYPE_CHECKING:
-    from emulator.mm_types import MmStruct
+    from emulator.mm_types import Folio, MmStruct
     from emulator.workload import Op, Outcome
     from oracle.specification.page import Pages
     from oracle.specification.state import Specification
@@ -268,6 +268,7 @@ class VisibleOracle:
                 state = spec.pins.get(other_label)
                 if state is not None and state.cell and other.folio is folio and other.page == pin.page:
                     spec.cells[state.cell] = pack(folio.content[pin.page])
+            self._take_file_page(spec, folio, pin.page)
             keys = [folio.pfn + pin.page << 3, folio.pfn << 3]
             if folio.swapcache:
                 keys.append(folio.swap + pin.page << 3 | KIND_SWAP)
@@ -279,6 +280,13 @@ class VisibleOracle:
                         number = (leaf.address >> PAGE_SHIFT) - self._first + within
                         self.view.take_content(spec, leaf.mm.label, number)
         spec.wild.clear()
+
+    @staticmethod
+    def _take_file_page(spec: Specification, folio: Folio, page: int) -> None:
+        """A hole in a huge page of a file that is pinned, and so not split, is made of zeros: the pin still has it."""
+        mapping, index = folio.mapping, folio.index + page
+        if isinstance(mapping, AddressSpace) and mapping.label in spec.overhangs and mapping.pages.get(index) is folio:
+            spec.files[mapping.label, index] = pack(folio.content[page])
 
     def settle_wild_copies(self, spec: Specification, table: Table, stores: list[tuple[int, int]]) -> None:
         """The same where another op of the collision has copied the page between the store and now.
