@@ -39,6 +39,7 @@ from oracle.specification.madvise import emptied_for_guards, installs_guards
 from oracle.specification.page import FAILURES, follows_file
 from oracle.specification.process_madvise import ranges
 from oracle.specification.uffd_fill import read_before
+from oracle.specification.uffd_follow import contested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,20 +87,28 @@ class CollisionOracle:
 
         ``completed``: the ops in the order in which they ended. ``table``: the pages to compare.
         """
-        search = _Search(self._visible, step, index, outcomes, table, completed)
-        found = search.run(spec)
+        done = list(zip(step.ops, outcomes, strict=True))
+
+        def search(parts: list[list[Part]] | None = None) -> _Search:
+            return _Search(self._visible, step, index, outcomes, table, completed, parts)
+
+        first = search()
+        found = first.run(spec)
         grown = spec.stacks and any(map(_may_have_grown, step.ops, outcomes))
         if found is None and (grown or any(op.kind in _TAKE_TURNS for op in step.ops)):
-            done = list(zip(step.ops, outcomes, strict=True))
             parts = [_pages(op, outcome) for op, outcome in done]
-            found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
+            found = search(parts).by_turns(spec)
             if found is None and any(op.kind == "uffd_copy" for op in step.ops):
-                parts = [_with_reads(pages) for pages in parts]
-                found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
-        if found is None and spec.resident and any(op.kind in ACCESSES for op in step.ops):
-            parts = [_with_faults(_with_reads(_pages(*part))) for part in zip(step.ops, outcomes, strict=True)]
-            found = _Search(self._visible, step, index, outcomes, table, completed, parts).by_turns(spec)
-        return found or search.finding()
+                found = search([_with_reads(pages) for pages in parts]).by_turns(spec)
+        if found is None and spec.userfaults and any(op.kind in ACCESSES for op in step.ops):
+            # accesses may meet others half way: what they bring is in a file, and not mapped yet
+            before = spec.copy()
+            before.contested = contested(spec, step.ops)
+            parts = [_with_faults(_with_reads(_pages(op, outcome))) for op, outcome in done]
+            found = search().run(before) or search(parts).by_turns(before)
+            if found is not None:
+                found.after.contested = spec.contested
+        return found or first.finding()
 
 
 Part = tuple[Op, Outcome]

@@ -63,6 +63,7 @@ class Specification:
     __slots__ = (
         "cells",
         "choices",
+        "contested",
         "files",
         "forked",
         "frees",
@@ -87,6 +88,7 @@ class Specification:
         self.procs: dict[int, Pages] = {0: {}}
         self.settings: dict[int, Settings] = {}  # of processes that have any
         self.resident: dict[tuple[int, int], int] = {}  # pages of files of memory that there are (``uffd_memory``)
+        self.contested: frozenset[tuple[int, int]] = frozenset()  # of those, what operations at the same time are about
         self.userfaults = {0: Userfaults()}  # of each process; empty: nobody uses userfaultfd
         self.forked = False  # there has been a child: pages may be shared, or have been
         self.files: dict[tuple[int, int], int] = {}  # contents of file pages that were written
@@ -109,6 +111,7 @@ class Specification:
         other.procs = {label: dict(pages) for label, pages in self.procs.items()}
         other.settings = dict(self.settings)
         other.resident = dict(self.resident)
+        other.contested = self.contested
         other.userfaults = {label: known.copy() for label, known in self.userfaults.items()}
         other.forked = self.forked
         other.files = dict(self.files)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from emulator.mm_types import VM_LOCKED, VM_UFFD_FLAGS, VM_WIPEONFORK
@@ -232,6 +232,23 @@ def leave_open(spec: Specification, op: Op, place: int = -1) -> None:
             uffd_memory.stir_whole_files(spec, pages, found)
         stir(spec, pages, known, found)
         known.stir(huge_around(spec, pages, start, start + length))
+
+
+def contested(spec: Specification, ops: Sequence[Op]) -> frozenset[uffd_memory.Cell]:
+    """The pages of files of memory that several of these operations are about, which ran at the same time.
+
+    A fault brings its page into the file first and into the page table later. So the others may find it in the file or
+    not, mapped or not, in whatever order they are done.
+    """
+    users: dict[uffd_memory.Cell, set[int]] = {}
+    for index, op in enumerate(ops):
+        pages = spec.procs.get(op.proc, {})
+        for start, length in _spans(op):
+            for number in range(start, start + length):
+                place = uffd_memory.cell(pages[number]) if number in pages else None
+                if place is not None:
+                    users.setdefault(place, set()).add(index)
+    return frozenset(place for place, indices in users.items() if len(indices) > 1)
 
 
 def _spans(op: Op) -> list[tuple[int, int]]:

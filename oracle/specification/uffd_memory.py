@@ -60,6 +60,8 @@ def follows(page: Page) -> bool:
 
 def has(spec: Specification, place: Cell) -> tuple[bool, bool]:
     """(has the file certainly a page there, may it have one)."""
+    if place in spec.contested:
+        return False, True
     state = spec.resident.get(place, 0)
     certainly = state & THERE != 0 or spec.file_content(*place) != 0
     return certainly, certainly or state != 0
@@ -72,9 +74,9 @@ def mapped(spec: Specification, known: Userfaults, number: int, page: Page) -> t
     """
     assert page.backing is not None
     state = known.states.get(number, 0)
-    huge = page.backing.file in spec.overhangs
-    certainly = not follows(page) or (state & THERE != 0 and not huge)
-    return certainly, certainly or huge or state & (THERE | MAYBE) != 0 or known.blurred
+    open_ = page.backing.file in spec.overhangs or (page.backing.file, page.backing.page) in spec.contested
+    certainly = not follows(page) or (state & THERE != 0 and not open_)
+    return certainly, certainly or open_ or state & (THERE | MAYBE) != 0 or known.blurred
 
 
 def traps(spec: Specification, known: Userfaults, number: int, page: Page, write: bool) -> tuple[bool, bool]:

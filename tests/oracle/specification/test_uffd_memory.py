@@ -14,7 +14,7 @@ import pytest
 from emulator.designs.mainline import Mainline
 from emulator.designs.mainline_fixed import MainlineFixed
 from emulator.image import KernelImage
-from emulator.uapi import MAP_FIXED, MAP_PRIVATE, MAP_SHARED
+from emulator.uapi import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, SIGBUS
 from emulator.workload import MEMFD
 from fuzz.workload import text
 from oracle.judge import Judge
@@ -233,6 +233,17 @@ def test_broken_machine(name: str) -> None:
     assert Judge(broken).run(workload).findings
     for design in (Mainline, MainlineFixed):
         assert Judge(KernelImage(design)).run(workload).findings == ()
+
+
+def test_a_fault_brings_the_file_its_page_before_the_page_table() -> None:
+    """Whoever looks in between meets a minor fault, though the page was nowhere before."""
+    script = (
+        "mmap addr=40 len=1 prot=rw flags=private|fixed file=memfd\nuffd_register addr=40 len=1 mode=minor\n"
+        "together\n  write addr=40 at=0\n  read addr=40\n  schedule 1 until fault.pte_locked\nend\nread addr=40\n"
+    )
+    verdict = Judge(KernelImage(MainlineFixed)).run(text.from_text(f"world small8\n{script}"))
+    assert verdict.findings == ()
+    assert [outcome.ret for outcome in verdict.outcomes[2]] == [SIGBUS, 0]
 
 
 @pytest.mark.parametrize("schedule", ["0 until uffd.in_page_cache, 1 until end", "0 until fault.end, 1 until end", ""])
