@@ -20,6 +20,8 @@ from emulator.uapi import (
     EFAULT,
     EINVAL,
     MADV_COLLAPSE,
+    MAP_FIXED,
+    MAP_SHARED,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     MREMAP_MUST_RELOCATE_ANON,
@@ -189,6 +191,27 @@ def test_a_page_that_one_of_the_two_cannot_move(beside: bool) -> None:
     verdict = Judge(KernelImage(Mainline), KernelImage(NeverMoves)).run(Workload("small8", tuple(steps)))
     assert verdict.findings == ()
     assert any("uffd_move gave 1, on the reference -EBUSY" in note for note in verdict.notes)
+
+
+def never_reclaims(*args: object) -> int:
+    return 0
+
+
+class NeverReclaims(Mainline):
+    """Pages stay mapped."""
+
+    name = "never-reclaims"
+    replaces: ClassVar[dict[str, Callable[..., object]]] = {"vmscan.reclaim_folio": never_reclaims}
+
+
+def test_an_access_that_one_of_the_two_tells_of() -> None:
+    """Reclaim may unmap a page or not, and then there is a minor fault or none: the reference is left out."""
+    shared = Op("mmap", 0, (0, 1, 3, MAP_SHARED | MAP_FIXED, 0, 0))
+    ops = (shared, Op("write", 0, (0, 0)), Op("uffd_register", 0, (0, 1, 4)), Op("reclaim", 0, (0,)))
+    steps = [Step((op,)) for op in (*ops, Op("read", 0, (0,)))]
+    verdict = Judge(KernelImage(Mainline), KernelImage(NeverReclaims)).run(Workload("small8", tuple(steps)))
+    assert verdict.findings == ()
+    assert any("a userfaultfd is told of read on one of the two" in note for note in verdict.notes)
 
 
 def test_a_copy_that_failed_somewhere() -> None:
