@@ -23,7 +23,8 @@ from fuzz.conform.rounds import default_workers
 from fuzz.conform.session import Session
 from fuzz.target import check_profile
 from oracle.live import facilities
-from oracle.live.calls import GEOMETRY, expressible
+from oracle.live.calls import GEOMETRY
+from oracle.live.expressible import expressible
 from oracle.live.residue import COMMITTED, residue
 from oracle.live.settings import still
 from oracle.live.view import Depth

@@ -22,7 +22,7 @@ from fuzz.conform.mutants import Lines, Mutant, lines_run, sample
 from fuzz.conform.session import Session
 from fuzz.conform.workloads import round_of
 from fuzz.designs import one_line
-from oracle.live.calls import has_prompt_swap
+from oracle.live.expressible import has_prompt_swap
 from oracle.live.view import Depth
 
 SURVIVED: Final = ""

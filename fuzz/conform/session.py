@@ -15,8 +15,8 @@ from emulator.workload import MEMFD, Op, Step, Workload, token
 from fuzz.conform.blame import Blame
 from oracle.finding import Finding, finding
 from oracle.live import machine_view
-from oracle.live.calls import expressible
 from oracle.live.compare import compare
+from oracle.live.expressible import expressible
 from oracle.live.processes import NO_ANSWER
 from oracle.live.system import LiveRun, LiveSystem
 from oracle.live.view import Depth, StepView

@@ -15,7 +15,8 @@ from emulator.workload import THP_ORDERS, Op, Step, Workload
 from fuzz.workload.domains import count_ops
 from fuzz.workload.generate import Generator
 from fuzz.workload.repair import repair
-from oracle.live.calls import CALLS, expressible, limits_locked_memory
+from oracle.live.calls import CALLS
+from oracle.live.expressible import expressible, limits_locked_memory
 from oracle.live.thp_sizes import refused
 from oracle.live.view import Depth
 

@@ -7,19 +7,14 @@ a write stores; it returns (result, contents for a read). To add an op: write it
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 from collections.abc import Callable
-from functools import cache
 from typing import Final, NamedTuple
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT
 from emulator.uapi import (
-    MADV_PAGEOUT,
     MAP_ANONYMOUS,
     MCL_CURRENT,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
     PR_SET_MEMORY_MERGE,
     PR_SET_MM,
     PR_SET_MM_MAP,
@@ -28,20 +23,14 @@ from emulator.uapi import (
 )
 from emulator.workload import (
     OFFSETS_MAX,
-    OPS,
     POLICIES,
-    RLIMIT_MEMLOCK,
     VMA_NAMES,
-    Domain,
-    Op,
-    Workload,
     pattern_token,
 )
-from oracle.live import ksm, limits, map_count, overcommit, thp_sizes, userfault
+from oracle.live import limits, map_count, overcommit, thp_sizes
 from oracle.live.processor import SYS_MMAP, SYS_MPROTECT, SYS_MUNLOCK, SYS_MUNMAP, SYS_PRCTL, Processor
 from oracle.live.surroundings import Filling, unlock_surroundings
-from oracle.live.userfault import NEEDS_A_READER, Userfault
-from oracle.live.view import Depth
+from oracle.live.userfault import Userfault
 
 SYS_BRK: Final = 12
 SYS_MREMAP: Final = 25
@@ -337,111 +326,3 @@ CALLS: Final[dict[str, Run]] = {
     "uffd_continue": _uffd_continue,
 }
 PROCESS_OPS: Final = ("fork", "exit", "ksm_scan")  # the server takes part in these
-
-
-def limits_locked_memory(op: Op) -> bool:
-    return op.kind == "setrlimit" and op.args[0] == RLIMIT_MEMLOCK
-
-
-def has_prompt_swap() -> bool:
-    """Does the running kernel swap pages out, and at once? Only zram is done when it is asked.
-
-    From a disk or a file a page is gone when it has been written and reclaim comes by again: that is chance.
-    """
-    with open("/proc/swaps", encoding="ascii", errors="replace") as lines:
-        devices = [line.split()[0] for line in lines][1:]
-    return bool(devices) and all(device.startswith("/dev/zram") for device in devices)
-
-
-@cache
-def has_vma_names() -> bool:
-    """Can the running kernel name anonymous memory?"""
-    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
-        place = ctypes.addressof(ctypes.c_char.from_buffer(page))
-        name = ctypes.c_char_p(b"vmafuzz")
-        named = ctypes.CDLL(None).prctl(
-            PR_SET_VMA, PR_SET_VMA_ANON_NAME, ctypes.c_ulong(place), ctypes.c_ulong(mmap.PAGESIZE), name
-        )
-    return bool(named == 0)
-
-
-@cache
-def has_nice() -> bool:
-    """Has this process CAP_SYS_NICE, and so those that it makes?"""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
-        effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> _CAP_SYS_NICE & 1)
-
-
-@cache
-def has_protection_keys() -> bool:
-    """Does the processor have protection keys that the kernel uses?"""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-        return any(line.startswith("flags") and "ospke" in line.split() for line in lines)
-
-
-def expressible(workload: Workload, depth: Depth = Depth.MAPS, *, swap: bool = True) -> str:
-    """Why a workload cannot run on a live kernel, one that has prompt ``swap`` or not; empty if it can."""
-    if workload.geometry != GEOMETRY:
-        return f"its world is {workload.geometry}, a live kernel's is {GEOMETRY}"
-    kinds = {op.kind for step in workload.steps for op in step.ops}
-    limits_locking = any(limits_locked_memory(step.ops[0]) for step in workload.steps)
-    for number, step in enumerate(workload.steps):
-        if len(step.ops) != 1:
-            return f"step {number} is a collision"
-        op = step.ops[0]
-        if op.kind not in CALLS and op.kind not in PROCESS_OPS:
-            return f"step {number}: no system call does what {op.kind} does"
-        if op.fail_nth:
-            return f"step {number}: no allocation of {op.kind} can be made to fail"
-        if op.kind == "set_vma_name" and not has_vma_names():
-            return f"step {number}: the running kernel knows no names of VMAs (CONFIG_ANON_VMA_NAME)"
-        if op.kind == "pkey_mprotect" and op.args[3] and has_protection_keys():
-            return f"step {number}: the processor has protection keys, the machine's has none"
-        if op.kind == "mlockall" and op.args[0] & MCL_CURRENT and limits_locking:
-            return f"step {number}: mlockall counts what is outside of the arena, and locked memory is limited"
-        if op.kind == "process_madvise" and op.args[0] != op.proc and not has_nice():
-            return f"step {number}: other processes may be advised with CAP_SYS_NICE only"
-        pages_out = op.kind in ("madvise", "process_madvise") and op.args[-1] == MADV_PAGEOUT
-        if pages_out and depth >= Depth.PAGES and not swap:
-            return f"step {number}: without swap on zram, when madvise pageout takes effect is chance"
-        if op.kind == "setrlimit" and (why := limits.refused(*op.args)):
-            return f"step {number}: {why}"
-        if op.kind == "max_map_count" and (why := map_count.refused()):
-            return f"step {number}: {why}"
-        if op.kind == "overcommit_memory" and (why := overcommit.refused()):
-            return f"step {number}: {why}"
-        if op.kind == "thp_sizes" and depth < Depth.PAGES:
-            return f"step {number}: sizes of folios show in pages only"
-        if op.kind == "thp_sizes" and (why := thp_sizes.refused()):
-            return f"step {number}: sizes of folios: {why}"
-        if op.kind == "ksm_scan" and depth < Depth.PAGES:
-            return f"step {number}: what is merged shows in pages only"
-        if op.kind == "ksm_scan" and (why := ksm.refused()):
-            return f"step {number}: the same-page scanner: {why}"
-        if op.kind == "ksm_scan" and "memory_merge" in kinds:
-            return f"step {number}: the scanner would find what is mergeable outside of the arena too"
-        if pages_out and depth >= Depth.PAGES and "thp_sizes" in kinds:
-            return f"step {number}: whether a large folio comes back whole hangs on where its swap slots lie"
-        if op.kind == "userfaultfd" and op.args[0] & NEEDS_A_READER:
-            return f"step {number}: nobody reads the events of a userfaultfd"
-        if op.kind.startswith(("userfaultfd", "uffd_")) and (why := userfault.refused()):
-            return f"step {number}: userfaultfd: {why}"
-        if _end(op) > ARENA_PAGES:
-            return f"step {number}: {op.kind} reaches beyond the arena"
-    return ""
-
-
-def _end(op: Op) -> int:
-    """The first page behind what an op can touch."""
-    args = op.args
-    if op.kind == "mremap":
-        end = args[0] + max(args[1], args[2])
-        return max(end, args[4] + args[2]) if args[3] & (MREMAP_FIXED | MREMAP_DONTUNMAP) else end
-    page = length = 0
-    for (_, domain), value in zip(OPS[op.kind].args, args, strict=True):
-        if domain is Domain.PAGE:
-            page = max(page, value)
-        elif domain is Domain.LENGTH:
-            length = value
-    return page + length

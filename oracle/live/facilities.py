@@ -8,7 +8,7 @@ import struct
 import sys
 
 from oracle.live import rmap_probe
-from oracle.live.calls import has_prompt_swap
+from oracle.live.expressible import has_prompt_swap
 from oracle.live.view import Depth
 
 _FRAME = (1 << 55) - 1  # of an entry of /proc/PID/pagemap

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple, Self
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Outcome, Workload
 from oracle.live import alone, overcommit
-from oracle.live.calls import GEOMETRY, expressible, has_prompt_swap
+from oracle.live.calls import GEOMETRY
+from oracle.live.expressible import expressible, has_prompt_swap
 from oracle.live.parse import Entries, VmaParser, counters, parse_pages, present_frames
 from oracle.live.rmap_probe import RmapProbe
 from oracle.live.rmap_view import RawFolio, RawVma, live_rmap

@@ -11,9 +11,9 @@ def refused() -> str:
     """Why the sizes cannot be set; empty if they can."""
     for file in SIZE_FILES.values():
         if not file.exists():
-            return "the running kernel has no such setting (Linux 6.8)"
+            return "the running kernel has no sizes of large folios to set (Linux 6.8)"
         if not os.access(file, os.W_OK):
-            return "only root may set them"
+            return "only root may set sizes of large folios"
     return ""
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from emulator.workload import Workload
 from fuzz.conform.regression import difference
-from oracle.live.calls import GEOMETRY, expressible, has_prompt_swap
+from oracle.live.calls import GEOMETRY
+from oracle.live.expressible import expressible, has_prompt_swap
 from oracle.live.facilities import missing
 from oracle.live.view import Depth
 from tests.emulator.kernel_world import World

@@ -14,7 +14,7 @@ import pytest
 from emulator.errors import UsageError
 from fuzz.export.expectation import expect
 from fuzz.workload import text
-from oracle.live.calls import has_vma_names
+from oracle.live.expressible import has_vma_names
 from tests.fuzz.export.programs import COMPILERS, PROFILE, build, compiled, program, run
 
 MOVED: Final = """\

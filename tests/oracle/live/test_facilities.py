@@ -13,7 +13,7 @@ import pytest
 
 from fuzz.workload.text import from_text
 from oracle.live import facilities, map_count, rmap_probe, thp_sizes, userfault
-from oracle.live.calls import expressible
+from oracle.live.expressible import expressible
 from oracle.live.view import Depth
 from tests.oracle.live.running_kernel import on_linux
 

@@ -14,7 +14,8 @@ from emulator.designs.mainline import Mainline
 from emulator.errors import InternalError, UsageError
 from emulator.workload import Op, Step, Workload
 from oracle.live import system
-from oracle.live.calls import CALLS, PROCESS_OPS, expressible
+from oracle.live.calls import CALLS, PROCESS_OPS
+from oracle.live.expressible import expressible
 from oracle.live.system import LiveSystem
 from oracle.live.view import Depth
 from tests.oracle.live.running_kernel import machine_steps, on_linux, workload
