@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from emulator.mm_types import AnonVma, Folio, MmStruct
+    from emulator.mm_types import Folio, MmStruct
+    from emulator.rmap_types import AnonVma
     from emulator.sched.scheduler import Scheduler
 
 Contents = tuple[tuple[int, int], ...]

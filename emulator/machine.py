@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from emulator.fs_types import AddressSpace, File
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT, Geometry
 from emulator.hw.phys import PhysicalMemory
 from emulator.hw.swap import SwapDevice
 from emulator.hw.tlb import Tlb
 from emulator.ksm_types import Ksm
-from emulator.mm_types import AddressSpace, AnonVma, File, MmStruct, Pin
+from emulator.mm_types import MmStruct, Pin
 from emulator.profile import PROFILES, Profile
+from emulator.rmap_types import AnonVma
 from emulator.sched.scheduler import Scheduler, Task
 from emulator.workload import FILE_PAGES, FILES_MAX, MEMFD, Op, Outcome, Step
 

@@ -1,4 +1,4 @@
-"""The structs of include/linux/mm_types.h, rmap.h and friends, with the kernel's field names.
+"""The structs of include/linux/mm_types.h and the flags of mm.h, with the kernel's field names.
 
 Every field says which lock protects it and what it promises. Addresses and sizes are bytes, ``vm_pgoff`` and
 ``index`` pages. Classes here are shared by every kernel image; functions live in ``emulator.mm``.
@@ -6,18 +6,17 @@ Every field says which lock protects it and what it promises. Addresses and size
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-from emulator.geometry import PAGE_SHIFT
-from emulator.interval_tree import VmaIntervalTree
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from emulator.fs_types import AddressSpace, File, VmOps
     from emulator.hw.pgtable import PageTable
     from emulator.ksm_types import KsmStableNode
     from emulator.machine import Machine
+    from emulator.rmap_types import AnonVma, AnonVmaChain
     from emulator.sched.locks import FolioLock, RwSem
 
 # vm_flags (include/linux/mm.h)
@@ -63,171 +62,6 @@ VM_DATA_DEFAULT_FLAGS: Final = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | V
 VM_UFFD_FLAGS: Final = VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR  # __VM_UFFD_FLAGS
 
 GUP_PIN_COUNTING_BIAS: Final = 1024  # a pin on a small folio counts as so many references (gup)
-
-
-class AddressSpace:
-    """struct address_space of a file (or shmem object): the page cache of one inode, and what shmem keeps with it.
-
-    ``pages`` and ``swapped`` (the two kinds of entries of i_pages) change under the lock of the folio concerned.
-    """
-
-    __slots__ = (
-        "holes",
-        "i_mmap",
-        "i_mmap_rwsem",
-        "label",
-        "large_folios",
-        "noreserve",
-        "pages",
-        "shmem",
-        "size",
-        "swapped",
-        "swapped_large",
-        "unlinked",
-    )
-
-    def __init__(
-        self,
-        label: int,
-        size: int,
-        i_mmap_rwsem: RwSem,
-        *,
-        shmem: bool = False,
-        noreserve: bool = False,
-        unlinked: bool = False,
-    ) -> None:
-        self.label = label  # which file of the workload
-        self.size = size  # bytes; access beyond is SIGBUS
-        self.shmem = shmem
-        self.unlinked = unlinked  # of shmem: it is in no folder, so its mappings are anonymous memory
-        self.noreserve = noreserve  # of shmem: each page is charged when it comes, not all of them at once
-        self.pages: dict[int, Folio] = {}  # i_pages: page index to folio, one that is large for each of its pages
-        self.large_folios = False  # there are some in ``pages``, or have been
-        self.holes: dict[int, None] = {}  # of a file on a disk: numbers of pages that it has no more, which are zeros
-        self.swapped: dict[int, int] = {}  # of shmem: page index to the swap slot that holds it
-        # of shmem: index to order of large folios that were swapped out as a whole, in slots that follow each other
-        self.swapped_large: dict[int, int] = {}
-        self.i_mmap = VmaIntervalTree()  # VMAs that map it; protected by i_mmap_rwsem
-        self.i_mmap_rwsem = i_mmap_rwsem
-
-
-class File:
-    """struct file: one open file. VMAs of the same ``File`` may merge, of another open of it not."""
-
-    __slots__ = ("f_count", "f_mapping", "label", "name", "readable", "writable")
-
-    def __init__(self, label: int, f_mapping: AddressSpace, name: str = "") -> None:
-        self.label = label
-        self.f_mapping = f_mapping
-        self.name = name
-        self.f_count = 1  # who uses it beside the VMAs in i_mmap: descriptors, calls that are under way
-        self.readable = True
-        self.writable = True
-
-
-class VmOps:
-    """struct vm_operations_struct, as far as merging and moving see it."""
-
-    __slots__ = ("close", "may_split", "mremap", "name")
-
-    def __init__(
-        self, name: str, *, close: bool = False, may_split: bool = True, mremap: bool = True
-    ) -> None:
-        self.name = name
-        self.close = close  # has a close() hook: such a VMA is never merged away
-        self.may_split = may_split  # may_split() allows a split
-        self.mremap = mremap  # mremap() allows a move
-
-
-class AnonVma:
-    """struct anon_vma: what the rmap of anonymous folios starts from.
-
-    ``rwsem`` exists in the root only. The interval tree is protected by ``root.rwsem``, the counters by it too.
-    """
-
-    __slots__ = (
-        "entered",
-        "freed",
-        "machine",
-        "num_active_vmas",
-        "num_children",
-        "parent",
-        "rb_root",
-        "refcount",
-        "root",
-        "rwsem",
-        "serial",
-    )
-
-    def __init__(self, machine: Machine, serial: int, rwsem: RwSem) -> None:
-        self.machine = machine
-        self.serial = serial  # creation number; names it in reports, never compared by the kernel code
-        self.root: AnonVma = self  # immutable after creation
-        self.parent: AnonVma = self
-        self.num_children = 0  # anon_vmas whose parent is this one; a root counts itself
-        self.num_active_vmas = 0  # VMAs whose anon_vma is this one
-        self.refcount = 1
-        self.rwsem = rwsem
-        self.rb_root: list[AvcKey] = []  # sorted
-        self.entered = 0  # how often an AVC was entered there
-        self.freed = False
-
-    def __repr__(self) -> str:
-        return f"anon_vma#{self.serial}{' freed' if self.freed else ''}"
-
-
-class AnonVmaChain:
-    """struct anon_vma_chain: one (VMA, anon_vma) edge, in the VMA's chain and in the anon_vma's tree."""
-
-    __slots__ = ("anon_vma", "key", "serial", "vma")
-
-    def __init__(self, serial: int, vma: VmAreaStruct, anon_vma: AnonVma) -> None:
-        self.serial = serial
-        self.vma = vma
-        self.anon_vma = anon_vma
-        self.key: AvcKey | None = None  # where it stands in the tree, None: not in it
-
-
-class AvcKey(NamedTuple):
-    """Where an AVC stands in the tree of its anon_vma: by the first page, of equals who was entered last comes last.
-
-    Page offsets, ``last`` included, as they were when it was entered.
-    """
-
-    first: int
-    entered: int
-    last: int
-    avc: AnonVmaChain
-
-
-def avc_insert(avc: AnonVmaChain) -> None:
-    """anon_vma_interval_tree_insert: under the range that the VMA has *now*."""
-    vma, anon_vma = avc.vma, avc.anon_vma
-    first = vma.vm_pgoff
-    anon_vma.entered += 1
-    avc.key = AvcKey(first, anon_vma.entered, first + ((vma.vm_end - vma.vm_start) >> PAGE_SHIFT) - 1, avc)
-    insort(anon_vma.rb_root, avc.key)
-
-
-def avc_remove(avc: AnonVmaChain) -> None:
-    """anon_vma_interval_tree_remove."""
-    key = avc.key
-    assert key is not None
-    tree = avc.anon_vma.rb_root
-    del tree[bisect_left(tree, key)]
-    avc.key = None
-
-
-def avc_overlapping(anon_vma: AnonVma, first: int, last: int) -> Iterator[AnonVmaChain]:
-    """anon_vma_interval_tree_foreach: AVCs whose inserted range meets pages [first, last], in tree order.
-
-    Looks the tree up anew after each one, as the walker holds the lock but may be preempted.
-    """
-    for key in anon_vma.rb_root:
-        if key.first > last:
-            break
-        if key.last >= first:
-            yield key.avc
 
 
 class VmAreaStruct:

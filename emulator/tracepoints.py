@@ -15,7 +15,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm_types import VM_SPECIAL, AnonVma, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_SPECIAL, MmStruct, VmAreaStruct
+from emulator.rmap_types import AnonVma
 
 if TYPE_CHECKING:
     from emulator.image import KernelImage

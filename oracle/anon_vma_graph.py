@@ -16,7 +16,8 @@ from oracle.finding import Finding, Subject, finding
 from oracle.observation import Observer
 
 if TYPE_CHECKING:
-    from emulator.mm_types import AnonVma, VmAreaStruct
+    from emulator.mm_types import VmAreaStruct
+    from emulator.rmap_types import AnonVma
 
 
 class AnonVmaGraph:

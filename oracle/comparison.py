@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL
-from emulator.mm_types import VM_SHARED, AddressSpace
+from emulator.mm_types import VM_SHARED
 from oracle.contents import LANE, pack
 from oracle.finding import Finding, Subject, finding
 from oracle.leaves import KIND_SWAP

@@ -42,7 +42,8 @@ from oracle.visible import UNKNOWN, Visible
 if TYPE_CHECKING:
     from emulator.designs.base import Design
     from emulator.machine import Machine
-    from emulator.mm_types import AnonVma, MmStruct
+    from emulator.mm_types import MmStruct
+    from emulator.rmap_types import AnonVma
     from emulator.workload import Op, Outcome, Step
     from oracle.specification.state import Specification
 

@@ -26,7 +26,8 @@ from oracle.observation import Observer
 if TYPE_CHECKING:
     from emulator.hw.pgtable import PageTable
     from emulator.ksm_types import KsmMmSlot, KsmRmapItem
-    from emulator.mm_types import AnonVma, Folio, VmAreaStruct
+    from emulator.mm_types import Folio, VmAreaStruct
+    from emulator.rmap_types import AnonVma
     from oracle.leaves import Leaf
 
 

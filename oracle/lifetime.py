@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emulator.mm_types import GUP_PIN_COUNTING_BIAS, AddressSpace
+from emulator.fs_types import AddressSpace
+from emulator.mm_types import GUP_PIN_COUNTING_BIAS
 from emulator.workload import FOLL_PIN
 from oracle import shared_memory
 from oracle.anon_vma_graph import AnonVmaGraph

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from emulator.machine import Machine
-    from emulator.mm_types import AnonVma, MmStruct, VmAreaStruct
+    from emulator.mm_types import MmStruct, VmAreaStruct
+    from emulator.rmap_types import AnonVma
     from emulator.workload import Op
 
 _new: Final = tuple.__new__  # what a NamedTuple's constructor calls in the end

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from emulator.hw.pte import PRESENT, PSE, SPECIAL
 from emulator.ksm_types import KsmStableNode
-from emulator.mm_types import AnonVma
+from emulator.rmap_types import AnonVma
 from emulator.workload import FOLL_PIN
 from oracle.finding import Finding, finding
 from oracle.ksm import KsmPlaces
@@ -23,7 +23,8 @@ from oracle.leaves import KIND_MIGRATION, KIND_SWAP, Leaf, leaf_key
 from oracle.observation import Observer
 
 if TYPE_CHECKING:
-    from emulator.mm_types import AnonVmaChain, Folio, VmAreaStruct
+    from emulator.mm_types import Folio, VmAreaStruct
+    from emulator.rmap_types import AnonVmaChain
 
 
 def reaches(vma: VmAreaStruct, anon_vma: AnonVma, pgoff: int) -> bool:

@@ -12,8 +12,8 @@ from emulator.workload import SHARED_MEMORY
 from oracle.finding import Finding, finding
 
 if TYPE_CHECKING:
+    from emulator.fs_types import AddressSpace
     from emulator.machine import Machine
-    from emulator.mm_types import AddressSpace
 
 
 def in_use(machine: Machine) -> bool:

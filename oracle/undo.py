@@ -18,7 +18,8 @@ from oracle.observation import Observer
 from oracle.rmap import is_pinned
 
 if TYPE_CHECKING:
-    from emulator.mm_types import AnonVma, Folio
+    from emulator.mm_types import Folio
+    from emulator.rmap_types import AnonVma
     from emulator.workload import Op, Step
 
 

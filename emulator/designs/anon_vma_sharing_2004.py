@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from emulator.designs.base import Design
 from emulator.mm import vma
-from emulator.mm_types import VM_ACCESS_FLAGS, AnonVma, VmAreaStruct
+from emulator.mm_types import VM_ACCESS_FLAGS, VmAreaStruct
+from emulator.rmap_types import AnonVma
 
 
 def is_shareable(area: VmAreaStruct, near: VmAreaStruct) -> bool:

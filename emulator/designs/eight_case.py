@@ -28,7 +28,8 @@ from typing import NamedTuple
 from emulator.designs.base import Design
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import huge_memory, rmap, vma, vma_modify
-from emulator.mm_types import VM_SOFTDIRTY, VM_SPECIAL, AnonVma, VmAreaStruct
+from emulator.mm_types import VM_SOFTDIRTY, VM_SPECIAL, VmAreaStruct
+from emulator.rmap_types import AnonVma
 from emulator.uapi import EINVAL, ENOMEM
 
 # ---- may they merge?

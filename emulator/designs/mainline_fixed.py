@@ -13,10 +13,11 @@ from copy import copy
 from typing import Any
 
 from emulator.designs.base import Design
+from emulator.fs_types import File
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import is_uffd_wp_marker
 from emulator.mm import memory, memory_file, mremap, munmap, userfaultfd, userfaultfd_k, vma
-from emulator.mm_types import VM_ACCOUNT, VM_LOCKED, File, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_ACCOUNT, VM_LOCKED, MmStruct, VmAreaStruct
 from emulator.uapi import MREMAP_DONTUNMAP
 
 Original = Callable[..., Any]  # what mainline does

@@ -25,7 +25,8 @@ from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PFN_SHIFT, PRESENT
 from emulator.mm import pgtable_generic, rmap, rmap_counts, swap, vma
-from emulator.mm_types import VM_SPECIAL, AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import VM_SPECIAL, Folio, VmAreaStruct
+from emulator.rmap_types import AnonVma
 
 CopyVma = Callable[[VmAreaStruct, int, int, int], tuple[VmAreaStruct, VmAreaStruct, bool] | None]
 

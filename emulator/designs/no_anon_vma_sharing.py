@@ -7,7 +7,8 @@ Source: the state before H. Dickins, "[PATCH] rmap 40 better anon_vma sharing", 
 from __future__ import annotations
 
 from emulator.designs.base import Design
-from emulator.mm_types import AnonVma, VmAreaStruct
+from emulator.mm_types import VmAreaStruct
+from emulator.rmap_types import AnonVma
 
 
 def find_mergeable_anon_vma(area: VmAreaStruct) -> AnonVma | None:

@@ -38,7 +38,8 @@ from emulator.mm import (
     rmap_counts,
     swap,
 )
-from emulator.mm_types import AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import Folio, VmAreaStruct
+from emulator.rmap_types import AnonVma
 from emulator.uapi import EFAULT, MREMAP_MUST_RELOCATE_ANON, MREMAP_RELOCATE_ANON
 
 RELOCATE = MREMAP_RELOCATE_ANON | MREMAP_MUST_RELOCATE_ANON

@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from emulator.designs.relocate_anon import RelocateAnon
 from emulator.mm import mremap, mremap_tables, rmap, vma, vma_modify
-from emulator.mm_types import VM_ACCOUNT, VmAreaStruct, avc_insert
+from emulator.mm_types import VM_ACCOUNT, VmAreaStruct
+from emulator.rmap_types import avc_insert
 from emulator.uapi import MREMAP_DONTUNMAP
 
 GiveUp = Callable[[mremap.VmaRemapStruct, mremap_tables.PagetableMoveControl, int], tuple[int, bool]]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import ACCESSED, mk_pte
 from emulator.mm import huge_memory_fault, memory, memory_file, pagewalk, rmap_counts, swap
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
+from emulator.mm_types import Folio, VmAreaStruct
 from emulator.workload import file_token
 
 FAULT_AROUND_PAGES: Final = 16  # fault_around_bytes: 64 kB

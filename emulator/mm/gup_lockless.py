@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, RW, SPECIAL, USER, pte_pfn
 from emulator.mm import gup, pgtable_generic, swap
-from emulator.mm_types import GUP_PIN_COUNTING_BIAS, AddressSpace, Folio, MmStruct, Pin
+from emulator.mm_types import GUP_PIN_COUNTING_BIAS, Folio, MmStruct, Pin
 from emulator.workload import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 
 if TYPE_CHECKING:

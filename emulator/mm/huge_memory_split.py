@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import migrate, rmap, rmap_unmap, shmem, swap, swap_state, vmscan
-from emulator.mm_types import AddressSpace, Folio
+from emulator.mm_types import Folio
 from emulator.uapi import EAGAIN, EBUSY, EINVAL
 
 if TYPE_CHECKING:

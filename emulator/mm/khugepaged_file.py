@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
@@ -29,7 +30,7 @@ from emulator.mm import (
     vmscan,
 )
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_UFFD_MISSING, AddressSpace, Folio, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_UFFD_MISSING, Folio, MmStruct, VmAreaStruct
 
 if TYPE_CHECKING:
     from emulator.machine import Machine

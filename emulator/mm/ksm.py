@@ -30,7 +30,7 @@ from emulator.mm_types import (
 from emulator.uapi import EINVAL, ENOMEM, MADV_MERGEABLE
 
 if TYPE_CHECKING:
-    from emulator.mm_types import AnonVma
+    from emulator.rmap_types import AnonVma
 
 
 # ---- which memory

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import AddressSpace
 from emulator.hw.pte import (
     ACCESSED,
     RW,
@@ -26,7 +27,8 @@ from emulator.hw.pte import (
 )
 from emulator.mm import ksm, page_vma_mapped, rmap, rmap_counts, rmap_unmap, swap, swap_state, vmscan
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_LOCKED, AddressSpace, AnonVma, Folio, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_LOCKED, Folio, MmStruct, VmAreaStruct
+from emulator.rmap_types import AnonVma
 from emulator.uapi import EAGAIN, ENOMEM
 
 if TYPE_CHECKING:

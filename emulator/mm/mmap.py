@@ -5,6 +5,7 @@ Limits and accounting that the system calls share stand here too.
 
 from __future__ import annotations
 
+from emulator.fs_types import File, VmOps
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
 from emulator.mm import gup_populate, ksm, mlock, munmap, shmem, sys, util, vma, vma_link
 from emulator.mm_types import (
@@ -26,10 +27,8 @@ from emulator.mm_types import (
     VM_SPECIAL,
     VM_WIPEONFORK,
     VM_WRITE,
-    File,
     MmStruct,
     VmAreaStruct,
-    VmOps,
 )
 from emulator.uapi import (
     EACCES,

@@ -11,18 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from emulator.errors import KernelBug
+from emulator.fs_types import AddressSpace
 from emulator.mm import ksm
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import (
-    AddressSpace,
-    AnonVma,
-    AnonVmaChain,
-    Folio,
-    VmAreaStruct,
-    avc_insert,
-    avc_overlapping,
-    avc_remove,
-)
+from emulator.mm_types import Folio, VmAreaStruct
+from emulator.rmap_types import AnonVma, AnonVmaChain, avc_insert, avc_overlapping, avc_remove
 from emulator.uapi import ENOMEM
 
 if TYPE_CHECKING:

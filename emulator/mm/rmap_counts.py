@@ -10,7 +10,8 @@ from emulator.errors import KernelBug
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import mlock_folio, rmap
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import NO_MM, VM_DROPPABLE, VM_LOCKED, AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import NO_MM, VM_DROPPABLE, VM_LOCKED, Folio, VmAreaStruct
+from emulator.rmap_types import AnonVma
 from emulator.uapi import EBUSY
 
 # ---- adding

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from emulator.fs_types import AddressSpace, File, VmOps
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm import fs_userfaultfd, memory, mmap, swap, swap_state, truncate, userfaultfd_k, util
 from emulator.mm import vma as vma_ops
-from emulator.mm_types import VM_NORESERVE, AddressSpace, File, Folio, MmStruct, VmAreaStruct, VmOps
+from emulator.mm_types import VM_NORESERVE, Folio, MmStruct, VmAreaStruct
 from emulator.uapi import ENOMEM
 from emulator.workload import shared_memory, token
 

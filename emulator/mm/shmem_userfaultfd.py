@@ -14,8 +14,9 @@ from emulator.mm_types import Folio
 from emulator.uapi import EEXIST, EFAULT, ENOMEM
 
 if TYPE_CHECKING:
+    from emulator.fs_types import AddressSpace
     from emulator.hw.pgtable import PageTable
-    from emulator.mm_types import AddressSpace, VmAreaStruct
+    from emulator.mm_types import VmAreaStruct
 
 
 def shmem_mfill_atomic_pte(fill: userfaultfd_fill.Fill, pmd: PageTable, area: VmAreaStruct) -> int | str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emulator.errors import KernelBug
-from emulator.mm_types import AddressSpace, Folio
+from emulator.fs_types import AddressSpace
+from emulator.mm_types import Folio
 
 if TYPE_CHECKING:
     from emulator.machine import Machine

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import PRESENT, is_migration, softleaf_value
@@ -24,7 +25,7 @@ from emulator.mm import (
     userfaultfd_k,
     vma,
 )
-from emulator.mm_types import AddressSpace, Folio, VmAreaStruct
+from emulator.mm_types import Folio, VmAreaStruct
 
 if TYPE_CHECKING:
     from emulator.machine import Machine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PMD, LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
 from emulator.hw.pte import (
@@ -44,7 +45,6 @@ from emulator.mm_types import (
     VM_SHARED,
     VM_UFFD_WP,
     VM_WRITE,
-    AddressSpace,
     Folio,
     MmStruct,
     PageContent,

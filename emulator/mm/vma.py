@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emulator.fs_types import File
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import EXEC, RW, USER
 from emulator.mm import huge_memory, rmap, vma_link
@@ -19,12 +20,11 @@ from emulator.mm_types import (
     VM_SPECIAL,
     VM_UFFD_WP,
     VM_WRITE,
-    AnonVma,
-    File,
     MmStruct,
     UserfaultfdCtx,
     VmAreaStruct,
 )
+from emulator.rmap_types import AnonVma
 from emulator.uapi import ENOMEM
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ Bytes. The functions of the kernel's loader: a recorded exec is replayed with th
 
 from __future__ import annotations
 
+from emulator.fs_types import VmOps
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pte import ACCESSED, SPECIAL, mk_pte
 from emulator.mm import brk, huge_memory, memory, memory_zap, mmap, mremap_tables, rmap, vma, vma_link
@@ -16,7 +17,6 @@ from emulator.mm_types import (
     VM_STACK,
     MmStruct,
     VmAreaStruct,
-    VmOps,
 )
 from emulator.uapi import EFAULT, ENOMEM
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
 from emulator.mm import huge_memory_split, mlock_folio, rmap_unmap, shmem, swap, swap_state
-from emulator.mm_types import AddressSpace, Folio, MmStruct
+from emulator.mm_types import Folio, MmStruct
 
 if TYPE_CHECKING:
     from emulator.machine import Machine

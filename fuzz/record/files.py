@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from emulator.fs_types import AddressSpace, File
 from emulator.geometry import page_align
 from emulator.machine import Machine
-from emulator.mm_types import AddressSpace, File
 from fuzz.record.events import Call
 
 SIZE_UNKNOWN: Final = 1 << 60  # bytes; recordings do not tell how long a file is

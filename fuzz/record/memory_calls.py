@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from emulator.fs_types import File
 from emulator.geometry import PAGE_MASK, PAGE_SHIFT, page_align
-from emulator.mm_types import File, MmStruct
+from emulator.mm_types import MmStruct
 from emulator.uapi import (
     MAP_ANONYMOUS,
     MAP_FIXED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from emulator.fs_types import File
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import (
     VM_DONTDUMP,
@@ -19,7 +20,6 @@ from emulator.mm_types import (
     VM_MAYWRITE,
     VM_PFNMAP,
     VM_READ,
-    File,
     MmStruct,
 )
 from emulator.uapi import MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from emulator.fs_types import File
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm_types import File, MmStruct, VmAreaStruct
+from emulator.mm_types import MmStruct, VmAreaStruct
 from fuzz.record.events import Call, Event
 from fuzz.record.files import FdTable
 from fuzz.record.layout import perms_of

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
-from emulator.mm_types import AnonVma
+from emulator.rmap_types import AnonVma
 from oracle.leaves import leaves_between
 from oracle.live.view import AnonView, FolioView
 

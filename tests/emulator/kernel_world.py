@@ -18,8 +18,9 @@ from emulator.hw.pte import RW as PTE_RW
 from emulator.image import KernelImage
 from emulator.ksm_types import KsmStableNode
 from emulator.machine import Machine
-from emulator.mm_types import VM_ACCOUNT, AnonVma, Folio, MmStruct, VmAreaStruct
+from emulator.mm_types import VM_ACCOUNT, Folio, MmStruct, VmAreaStruct
 from emulator.profile import PROFILES, Profile
+from emulator.rmap_types import AnonVma
 from emulator.uapi import MAP_FIXED, MAP_PRIVATE, OVERCOMMIT_NEVER, PROT_READ, PROT_WRITE
 from emulator.workload import Op, Outcome, Step, Switch
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from emulator.fs_types import AddressSpace
 from emulator.hw.pte import PRESENT, SPECIAL, is_swap, pte_pfn, softleaf_value
-from emulator.mm_types import GUP_PIN_COUNTING_BIAS, AddressSpace
+from emulator.mm_types import GUP_PIN_COUNTING_BIAS
 from emulator.workload import FOLL_PIN, Op, Outcome, Switch
 from tests.emulator.kernel_world import World
 

@@ -34,14 +34,12 @@ from emulator.mm_types import (
     VM_READ,
     VM_SHARED,
     VM_WRITE,
-    AnonVma,
-    AnonVmaChain,
     Folio,
     MmStruct,
     Pin,
     VmAreaStruct,
-    avc_insert,
 )
+from emulator.rmap_types import AnonVma, AnonVmaChain, avc_insert
 from emulator.sched.locks import RwSem, SpinLock
 from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, file_token
 from oracle.observation import Observer

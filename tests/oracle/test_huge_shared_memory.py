@@ -9,10 +9,11 @@ import pytest
 
 from emulator.designs.base import Design
 from emulator.designs.mainline import Mainline
+from emulator.fs_types import AddressSpace
 from emulator.hw.pte import RW
 from emulator.image import KernelImage
 from emulator.machine import Machine
-from emulator.mm_types import AddressSpace, Folio
+from emulator.mm_types import Folio
 from emulator.workload import Workload
 from fuzz.workload.text import from_text
 from oracle import shared_memory

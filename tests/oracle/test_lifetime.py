@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator.mm_types import Folio, VmAreaStruct, avc_insert, avc_remove
+from emulator.mm_types import Folio, VmAreaStruct
+from emulator.rmap_types import avc_insert, avc_remove
 from emulator.workload import FOLL_WRITE, Op
 from oracle.lifetime import LifetimeOracle
 from tests.oracle.handmade import NO_OPS, World

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.mm_types import Folio, VmAreaStruct, avc_insert, avc_remove
+from emulator.mm_types import Folio, VmAreaStruct
+from emulator.rmap_types import avc_insert, avc_remove
 from oracle.finding import Finding
 from oracle.rmap import RmapOracle
 from tests.oracle.handmade import World

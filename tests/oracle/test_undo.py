@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emulator.mm_types import Folio, VmAreaStruct, avc_insert, avc_remove
+from emulator.mm_types import Folio, VmAreaStruct
+from emulator.rmap_types import avc_insert, avc_remove
 from emulator.uapi import MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_RELOCATE_ANON
 from emulator.workload import Op, Step
 from oracle.finding import Finding

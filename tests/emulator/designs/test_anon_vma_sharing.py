@@ -8,7 +8,7 @@ from emulator.designs.anon_vma_sharing_2004 import AnonVmaSharing2004
 from emulator.designs.base import Design
 from emulator.designs.mainline import Mainline
 from emulator.designs.no_anon_vma_sharing import NoAnonVmaSharing
-from emulator.mm_types import VmOps
+from emulator.fs_types import VmOps
 from tests.emulator.kernel_world import World
 from tests.emulator.map_script import ScriptRunner
 from tests.emulator.mm.world import anon_vma_of, chain_of

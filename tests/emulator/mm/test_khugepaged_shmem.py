@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 
+from emulator.fs_types import AddressSpace
 from emulator.geometry import LEVEL_PMD, PAGE_SHIFT
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import RW as PTE_RW
-from emulator.mm_types import AddressSpace, VmAreaStruct
+from emulator.mm_types import VmAreaStruct
 from emulator.uapi import (
     EAGAIN,
     EBUSY,

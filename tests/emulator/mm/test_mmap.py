@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from emulator.fs_types import VmOps
 from emulator.geometry import PAGE_SHIFT, PAGE_SIZE
 from emulator.mm_types import (
     VM_ACCOUNT,
@@ -13,7 +14,6 @@ from emulator.mm_types import (
     VM_NORESERVE,
     VM_SEALED,
     VM_SHARED,
-    VmOps,
 )
 from emulator.uapi import (
     EACCES,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from emulator.errors import KernelBug
-from emulator.mm_types import AnonVma, VmAreaStruct
+from emulator.mm_types import VmAreaStruct
+from emulator.rmap_types import AnonVma
 from emulator.sched.scheduler import Task
 from emulator.uapi import ENOMEM, MAP_NORESERVE, PROT_READ
 from emulator.workload import Switch

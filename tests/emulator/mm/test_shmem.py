@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.mm_types import VM_ACCOUNT, VM_MAYSHARE, VM_NORESERVE, VM_SHARED, AddressSpace
+from emulator.fs_types import AddressSpace
+from emulator.mm_types import VM_ACCOUNT, VM_MAYSHARE, VM_NORESERVE, VM_SHARED
 from emulator.uapi import (
     EBADF,
     EFAULT,

@@ -6,8 +6,9 @@ from itertools import product
 
 import pytest
 
+from emulator.fs_types import File
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm_types import VM_DONTEXPAND, VM_EXEC, VM_IO, VM_MIXEDMAP, VM_PFNMAP, File
+from emulator.mm_types import VM_DONTEXPAND, VM_EXEC, VM_IO, VM_MIXEDMAP, VM_PFNMAP
 from emulator.uapi import ENOMEM
 from tests.emulator.mm.vma_bench import FLAGS, STICKY, Bench
 

@@ -11,19 +11,11 @@ from typing import Any, Final
 
 from emulator.designs.base import Design
 from emulator.designs.mainline import Mainline
+from emulator.fs_types import VmOps
 from emulator.geometry import PAGE_SHIFT
-from emulator.mm_types import (
-    VM_MAYREAD,
-    VM_MAYWRITE,
-    VM_READ,
-    VM_SOFTDIRTY,
-    VM_WRITE,
-    AnonVma,
-    MmStruct,
-    VmAreaStruct,
-    VmOps,
-)
+from emulator.mm_types import VM_MAYREAD, VM_MAYWRITE, VM_READ, VM_SOFTDIRTY, VM_WRITE, MmStruct, VmAreaStruct
 from emulator.profile import Profile
+from emulator.rmap_types import AnonVma
 from tests.emulator.kernel_world import World, check_anon_vmas, check_vmas, profile_with
 
 FLAGS: Final = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE

@@ -5,7 +5,8 @@ from __future__ import annotations
 from emulator.geometry import LEVEL_PMD
 from emulator.hw.pgtable import walk_slot
 from emulator.hw.pte import PSE
-from emulator.mm_types import AnonVma, Folio, VmAreaStruct
+from emulator.mm_types import Folio, VmAreaStruct
+from emulator.rmap_types import AnonVma
 from emulator.sched.scheduler import Task
 from emulator.uapi import MADV_HUGEPAGE
 from emulator.workload import FOLL_PIN, FOLL_WRITE

@@ -8,7 +8,8 @@ import pytest
 
 from emulator.designs.base import Design
 from emulator.geometry import PAGE_SIZE
-from emulator.mm_types import AnonVmaChain, VmAreaStruct, avc_insert
+from emulator.mm_types import VmAreaStruct
+from emulator.rmap_types import AnonVmaChain, avc_insert
 from emulator.uapi import MADV_HUGEPAGE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ
 from oracle.live.rmap_view import (
     NONE,
