@@ -24,10 +24,11 @@ from emulator.uapi import (
     MREMAP_MAYMOVE,
     PROT_READ,
 )
-from emulator.workload import FOLL_PIN, MEMFD, Op
+from emulator.workload import FOLL_PIN, MEMFD, Op, Switch
 from tests.emulator.kernel_world import RW, World
+from tests.emulator.mm.test_khugepaged_shmem import shared
 from tests.emulator.mm.world import PIN_RW
-from tests.emulator.references import assert_coherent, check_all, every_cut
+from tests.emulator.references import TO_THE_END, assert_coherent, check_all, every_cut
 
 SHARED = MAP_SHARED | MAP_FIXED
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
@@ -155,3 +156,29 @@ def test_huge_pages_beside(split: str, beside: str) -> None:
         check_all(world)
         assert places(world) in orders, where
         check_all(world)
+
+
+def test_the_file_goes_with_its_last_mapping_during_a_collapse() -> None:
+    """The call holds the file; the huge page is made for nobody, and goes with it."""
+    world = shared("small8", 1, 0, 0)
+    got = world.collide(
+        [Op("madvise", 0, (0, 8, MADV_COLLAPSE)), Op("munmap", 0, (0, 8))],
+        [Switch(0, "collapse.file_unlocked", 1), Switch(1, "end", TO_THE_END), Switch(0, "end", TO_THE_END)],
+    )
+    assert [outcome.ret for outcome in got] == [-EINVAL, 0]
+    assert [mapping.label for mapping in world.machine.shared_memory.values()] == [MEMFD]
+    check_all(world)
+
+
+def test_an_anonymous_vma_in_the_place_of_a_file() -> None:
+    """It is looked at again whenever mmap_lock was dropped: what was to be anonymous must still be."""
+    world = World()
+    world.mmap(0, 16)
+    world.write(0)
+    world.write(8)
+    got = world.collide(
+        [Op("madvise", 0, (0, 16, MADV_COLLAPSE)), Op("mmap", 0, (0, 8, RW, SHARED, MEMFD + 1, 0))],
+        [Switch(0, "collapse.unlocked", 1), Switch(1, "end", TO_THE_END), Switch(0, "end", TO_THE_END)],
+    )
+    assert [outcome.ret for outcome in got] == [-EINVAL, 0]
+    check_all(world)
