@@ -140,6 +140,8 @@ class Arguments:
         for _, domain in OPS[kind].args:
             if domain is Domain.LENGTH:
                 pages = self.places.region(sketch, proc, near)
+                if kind == "uffd_register" and rng.random() < 0.4:
+                    pages = self.places.cached(sketch, proc, near) or pages
                 if kind in _REGISTERED and rng.random() < 0.9:
                     pages = self.places.registered(sketch, proc, near)
                     if pages is None:

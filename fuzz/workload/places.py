@@ -12,6 +12,7 @@ _WINDOW_TABLES: Final = 4  # a window is that many page tables long
 _LARGE: Final = 64  # entries: from here on a window of whole tables is too wide for operations to meet
 _LARGE_WINDOW: Final = 48  # pages of a window then, across the boundary of two tables rather than not
 _TRIES: Final = 4
+_REGISTERED: Final = 0.25  # of the accesses are to what is registered with userfaultfd, if anything is
 
 
 class Places:
@@ -84,6 +85,9 @@ class Places:
             held = [page for page in sketch.touched.get(proc, ()) if page in near]
             return rng.choice(held) if held and rng.random() < 0.7 else rng.choice(near)
         span = self.span(sketch, proc)
+        registered = [other for other in sketch.spaces.get(proc, ()) if other.uffd]
+        if registered and rng.random() < _REGISTERED:
+            span = rng.choice(registered)
         roll = rng.random()
         if span is None or roll < 0.04:
             return self.page()
@@ -129,8 +133,15 @@ class Places:
 
     def registered(self, sketch: Sketch, proc: int, near: range | None = None) -> tuple[int, int] | None:
         """A page and a length in something that is registered with userfaultfd; None if nothing is."""
+        return self._part([span for span in sketch.spaces.get(proc, ()) if span.uffd], near)
+
+    def cached(self, sketch: Sketch, proc: int, near: range | None = None) -> tuple[int, int] | None:
+        """A page and a length in a file of memory; None if none is mapped."""
+        return self._part([span for span in sketch.spaces.get(proc, ()) if span.cached], near)
+
+    def _part(self, spans: list[Span], near: range | None) -> tuple[int, int] | None:
+        """Some pages of one of the spans, in ``near`` rather than not; None if there are none."""
         rng = self.rng
-        spans = [span for span in sketch.spaces.get(proc, ()) if span.uffd]
         if near is not None:
             spans = [span for span in spans if span.start < near.stop and span.end > near.start] or spans
         if not spans:

@@ -115,7 +115,7 @@ _SELDOM: Final = frozenset(
     )
 )  # fmt: skip
 _USERFAULTFD: Final = frozenset(kind for kind in WEIGHTS if kind.startswith(("uffd_", "userfaultfd")))
-_USERFAULTFD_SHARE: Final = 0.15  # of the workloads have any of it, and then all: no call is worth much alone
+_USERFAULTFD_SHARE: Final = 0.2  # of the workloads have any of it, and then all: no call is worth much alone
 _ALWAYS: Final = ("mmap", "mremap", "write")  # no swarm leaves these out
 _MOVES_OF_DESIGN: Final = 3  # as many times more do its recipes move something
 
