@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from emulator.rbtree import RbNode, RbTree
+
 if TYPE_CHECKING:
     from emulator.mm_types import Folio, MmStruct
     from emulator.rmap_types import AnonVma
@@ -24,18 +26,19 @@ class KsmRmapItem:
     """struct ksm_rmap_item: one page of a process that the scanner has met. ``address`` in bytes.
 
     ``head`` is the stable node that it is listed at, None if none; then it holds a reference on ``anon_vma``, which
-    was its VMA's when the page was merged. ``unstable``: the contents under which it stands in the unstable tree, or
-    did in an earlier scan.
+    was its VMA's when the page was merged. ``node``: where it stands in the unstable tree, or did in an earlier scan,
+    which ``seqnr`` says.
     """
 
-    __slots__ = ("address", "age", "anon_vma", "head", "mm", "oldchecksum", "remaining_skips", "unstable")
+    __slots__ = ("address", "age", "anon_vma", "head", "mm", "node", "oldchecksum", "remaining_skips", "seqnr")
 
     def __init__(self, mm: MmStruct, address: int) -> None:
         self.mm = mm
         self.address = address
         self.anon_vma: AnonVma | None = None
         self.head: KsmStableNode | None = None
-        self.unstable: Contents | None = None
+        self.node: RbNode[KsmRmapItem] | None = None
+        self.seqnr = 0  # number of the scan that entered it there
         self.oldchecksum: Contents | None = None  # contents when it was last looked at
         self.age = 0  # scans since it was made
         self.remaining_skips = 0
@@ -78,7 +81,7 @@ class Ksm:
     the head, between two scans) at ``address``; items before ``position`` have had their turn.
     """
 
-    __slots__ = ("address", "mm_slots", "position", "slot", "stable_tree", "thread_mutex", "unstable_tree")
+    __slots__ = ("address", "mm_slots", "position", "seqnr", "slot", "stable_tree", "thread_mutex", "unstable_tree")
 
     def __init__(self, sched: Scheduler) -> None:
         self.thread_mutex = sched.rwsem("ksm_thread_mutex", sched)
@@ -88,7 +91,8 @@ class Ksm:
         self.position = 0
         # by contents; several nodes of the same contents where one has as many items as it may (a chain)
         self.stable_tree: dict[Contents, list[KsmStableNode]] = {}
-        self.unstable_tree: dict[Contents, list[KsmRmapItem]] = {}  # by contents when they were inserted
+        self.unstable_tree: RbTree[KsmRmapItem] = RbTree()  # by contents when they were entered
+        self.seqnr = 0  # how many scans have begun
 
     def slot_of(self, mm: MmStruct) -> KsmMmSlot | None:
         """The slot of a process (MMF_VM_MERGEABLE): None when it has nothing to scan."""

@@ -13,6 +13,7 @@ from emulator.geometry import PAGE_SIZE
 from emulator.ksm_types import KsmMmSlot, KsmRmapItem
 from emulator.mm import ksm_merge, ksm_tree
 from emulator.mm_types import VM_MERGEABLE, Folio, MmStruct
+from emulator.rbtree import RbTree
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
@@ -127,7 +128,8 @@ def scan_get_next_rmap_item(m: Machine) -> tuple[KsmRmapItem | None, int] | None
     if not cursor.mm_slots:
         return None
     if cursor.slot is None:
-        cursor.unstable_tree = {}
+        cursor.unstable_tree = RbTree()
+        cursor.seqnr += 1
         cursor.slot = cursor.mm_slots[0]
         cursor.address = cursor.position = 0
     while cursor.slot is not None:

@@ -3,14 +3,15 @@
 The stable tree holds the KSM pages, with the places that map each; the unstable tree the other pages met in this
 scan, whose contents may have changed since. No node keeps a page alive.
 
-Which nodes the kernel passes on its way down, and drops as stale, hangs on how its trees are balanced: here every
-look-up drops every stale node. Where a node would have too many places, there are several of the same contents (the
-kernel's chains), without the kernel's timing of when a chain is tidied up.
+The unstable tree is a red-black tree as in the kernel, as it shows which nodes a search passes. Of the stable tree it
+does not: there every look-up drops every stale node, not those on the way only. Where a node would have too many
+places, there are several of the same contents (the kernel's chains), without the kernel's timing of when a chain is
+tidied up.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import LEVEL_PTE, PAGE_SHIFT, PAGE_SIZE
 from emulator.hw.pgtable import PageTable
@@ -18,9 +19,12 @@ from emulator.hw.pte import PRESENT, SPECIAL, pte_pfn
 from emulator.ksm_types import MAX_PAGE_SHARING, Contents, KsmRmapItem, KsmStableNode
 from emulator.mm import ksm, memory, pagewalk, pgtable_generic, rmap, swap
 from emulator.mm_types import VM_MERGEABLE, Folio, MmStruct, VmAreaStruct
+from emulator.workload import OFFSETS_MAX
 
 if TYPE_CHECKING:
     from emulator.machine import Machine
+
+WORD: Final = 8  # bytes of a token in a page
 
 # Pages are named by their frame, as a folio may be split while the scanner has a reference on one of its pages.
 
@@ -28,6 +32,14 @@ if TYPE_CHECKING:
 def contents_of(m: Machine, pfn: int) -> Contents:
     folio = m.phys.frames[pfn]
     return tuple(sorted(folio.content[pfn - folio.pfn].items()))
+
+
+def bytes_of(m: Machine, pfn: int) -> bytes:
+    """The page as memcmp goes through it: its places, a token being a little-endian word; between them are zeros."""
+    page = bytearray(WORD * OFFSETS_MAX)
+    for place, token in contents_of(m, pfn):
+        page[place * WORD : (place + 1) * WORD] = token.to_bytes(WORD, "little")
+    return bytes(page)
 
 
 def put_page(m: Machine, pfn: int) -> None:
@@ -128,11 +140,10 @@ def remove_rmap_item_from_tree(m: Machine, item: KsmRmapItem) -> None:
         assert item.anon_vma is not None
         item.head = None
         rmap.put_anon_vma(item.anon_vma)
-    elif item.unstable is not None:
-        bucket = m.ksm.unstable_tree.get(item.unstable, [])
-        if item in bucket:  # else an earlier scan has left it
-            bucket.remove(item)
-        item.unstable = None
+    elif item.node is not None:
+        if item.seqnr == m.ksm.seqnr:  # else it stands in the tree of an earlier scan
+            m.ksm.unstable_tree.erase(item.node)
+        item.node = None
 
 
 def is_page_sharing_candidate(node: KsmStableNode) -> bool:
@@ -202,19 +213,28 @@ def get_mergeable_page(item: KsmRmapItem) -> int | None:
 def unstable_tree_search_insert(
     m: Machine, item: KsmRmapItem, pfn: int
 ) -> tuple[KsmRmapItem, int] | None:
-    """The item of an equal page met in this scan, and its frame with a reference; else ``item`` is put there."""
-    contents = contents_of(m, pfn)
-    bucket = m.ksm.unstable_tree.setdefault(contents, [])
-    for other in list(bucket):
-        tree_pfn = get_mergeable_page(other)
+    """The item of an equal page met in this scan, and its frame with a reference; else ``item`` is put there.
+
+    The way down leads past pages of other contents, which may have changed since they were entered. Where one of
+    them is gone the search ends, and the item stays outside until the next scan.
+    """
+    tree = m.ksm.unstable_tree
+    wanted = bytes_of(m, pfn)
+    parent, left = None, False
+    place = tree.root
+    while place is not None:
+        tree_pfn = get_mergeable_page(place.item)
         if tree_pfn is None:
             return None
         if tree_pfn == pfn:  # shared by a fork: that is as good as merged
             put_page(m, tree_pfn)
             return None
-        if contents_of(m, tree_pfn) == contents:
-            return other, tree_pfn
-        put_page(m, tree_pfn)  # written since
-    item.unstable = contents
-    bucket.append(item)
+        there = bytes_of(m, tree_pfn)
+        if there == wanted:
+            return place.item, tree_pfn
+        put_page(m, tree_pfn)
+        parent, left = place, wanted < there
+        place = place.child(left)
+    item.node = tree.insert(item, parent, left)
+    item.seqnr = m.ksm.seqnr
     return None

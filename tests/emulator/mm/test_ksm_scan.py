@@ -530,3 +530,20 @@ def test_no_memory_for_a_node_of_shared_pages() -> None:
     assert not world.folio(1, 1).ksm
     assert world.content(0, 1) == before[0]
     check_all(world)
+
+
+def test_a_search_ends_at_a_page_that_is_gone() -> None:
+    """On its way down the unstable tree (unstable_tree_search_insert): who meets it waits for the next scan."""
+    world = World("x86-64")
+    world.mmap(0, 512)
+    assert world.do("madvise", 0, 512, MADV_HUGEPAGE) == 0
+    world.write(300)
+    assert world.do("madvise", 0, 3, MADV_MERGEABLE) == 0
+    world.mmap(1000, 2)
+    assert world.do("madvise", 1000, 2, MADV_MERGEABLE) == 0
+    for page in (1000, 1001):
+        assert world.do("fill", page, 1) == 0
+    for result in (0, 0, 2):
+        # two zero pages of one huge page: the second scan splits it, and zeros are not mapped any more
+        assert world.do("ksm_scan", 0) == result
+    check_all(world)
