@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Table = dict[int, dict[int, int]]
 
 _SINGLE_PAGES = ACCESSES | ON_A_PAGE
-_OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin"))
+_OF_LABELS = frozenset(("fork", "exit", "gup_fast", "gup_slow", "unpin", "setrlimit", "max_map_count"))
 _OF_PINS = frozenset(("write", "fill", "pin_write", "gup_fast", "gup_slow"))
 _NO_FRAMES: frozenset[int] = frozenset()
 _ON_RANGES = frozenset(
@@ -212,12 +212,17 @@ class VisibleOracle:
         spec.unsettled.clear()
 
     def _whole(self, spec: Specification) -> Difference | None:
-        """Processes that live and pins that are held."""
+        """Processes that live, with their limits (getrlimit), and pins that are held."""
         machine = self._observer.machine
         if spec.procs.keys() != machine.procs.keys():
             return "processes", "", f"processes {sorted(machine.procs)} live, it should be {sorted(spec.procs)}"
         if spec.pins.keys() != machine.pins.keys():
             return "pins", "", f"pins {sorted(machine.pins)} are held, it should be {sorted(spec.pins)}"
+        for label, mm in machine.procs.items():
+            settings = spec.settings_of(label)
+            limits = {resource: pages for resource, pages in enumerate(settings.rlim) if pages is not None}
+            if mm.rlim != limits or (mm.max_map_count is not None) != settings.maps:
+                return "limits", "", f"process {label} has limits {mm.rlim}, it should be {limits}"
         return None
 
     def compare(self, spec: Specification, step: int, table: Table, ops: tuple[Op, ...]) -> list[Finding]:

@@ -47,6 +47,13 @@ def dup_never(folio: Folio, page: int, dst: VmAreaStruct, src: VmAreaStruct) -> 
     return -16  # -EBUSY
 
 
+def dup_without_limits(original: Original, mm: MmStruct, oldmm: MmStruct) -> int:
+    """fork gives the child none of its parent's limits."""
+    result: int = original(mm, oldmm)
+    mm.rlim = {}
+    return result
+
+
 def forget_anon_vma(*args: object) -> int:
     """A merge does not take over the neighbour's anon_vma."""
     return 0
@@ -232,6 +239,11 @@ class WritesNothingOut(Design):
 class MprotectLies(Design):
     name = "mprotect-lies"
     replaces: ClassVar = {"mprotect.do_mprotect": do_nothing}
+
+
+class ForgetsLimits(Design):
+    name = "forgets-limits"
+    replaces: ClassVar = {"fork.dup_mmap": dup_without_limits}
 
 
 class MlockLies(Design):

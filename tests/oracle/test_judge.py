@@ -27,7 +27,7 @@ from emulator.uapi import (
     PROT_READ,
     PROT_WRITE,
 )
-from emulator.workload import FOLL_PIN, FOLL_WRITE, Op, Step, Switch, Workload
+from emulator.workload import FOLL_PIN, FOLL_WRITE, RLIMIT_DATA, Op, Step, Switch, Workload
 from oracle.judge import Judge, Verdict
 from tests.oracle import planted
 
@@ -107,6 +107,11 @@ PLANTED = [
         planted.MprotectLies,
         ["specification/permissions:mprotect"],
         workload(mmap(10, 1), op("mprotect", 10, 1, PROT_READ)),
+    ),
+    (
+        planted.ForgetsLimits,
+        ["specification/limits:fork"],
+        workload(op("setrlimit", RLIMIT_DATA, 8), op("fork", 1)),
     ),
     (
         planted.MlockLies,
