@@ -38,7 +38,7 @@ from oracle.specification.lock import decisions
 from oracle.specification.madvise import emptied_for_guards, installs_guards
 from oracle.specification.page import FAILURES, follows_file
 from oracle.specification.process_madvise import ranges
-from oracle.specification.uffd_fill import read_before
+from oracle.specification.uffd_fill import read_before, source_gone
 from oracle.specification.uffd_follow import contested
 
 if TYPE_CHECKING:
@@ -305,6 +305,8 @@ class _Search:
             return
         if op.kind == "uffd_copy" and outcome.ret == 1:
             yield from read_before(states, op)
+        if op.kind == "uffd_copy" and outcome.ret == -EFAULT and source_gone(states, op):
+            yield states[-1].copy()
         if op.kind in ACCESSES:
             for after in _copied_before(states, op):
                 if after.apply(op, outcome, mark) is None:

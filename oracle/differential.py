@@ -265,6 +265,9 @@ class DifferentialOracle:
         if op.kind in ACCESSES and self._behind_end(op):
             self.detach(index, f"a huge page reaches behind the end of its file, or none does: {op.kind} found out")
             return False
+        if op.kind in ("userfaultfd", "uffd_close") and self._sharing_open:
+            self.detach(index, f"which call has opened the userfaultfd hangs on their order: {op.kind} found out")
+            return False
         if op.kind in ACCESSES and self._told(op, outcome.ret, reference.ret):
             self.detach(index, f"other pages are there, and a userfaultfd is told of {op.kind} on one of the two")
             return False

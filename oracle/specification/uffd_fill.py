@@ -226,6 +226,21 @@ def read_before(states: Sequence[Specification], op: Op) -> Iterator[Specificati
         yield after
 
 
+def source_gone(states: Sequence[Specification], op: Op) -> bool:
+    """May UFFDIO_COPY of one page fail with EFAULT: was the destination there before, and the source is not now?
+
+    A source that has to be faulted in is read without the lock, when the destination has been looked at.
+    """
+    dst, src, length, _ = op.args
+
+    def found(spec: Specification) -> bool:
+        return op.proc in spec.procs and 0 in _destination(spec, spec.procs[op.proc], dst, length)
+
+    now = states[-1].procs.get(op.proc, {}).get(src)
+    readable = now is not None and now.flags & VM_ACCESS_FLAGS and not now.flags & GUARDED
+    return not readable and any(map(found, states))
+
+
 def _empty(spec: Specification, known: Userfaults, number: int, page: Page, *, markers: bool) -> set[int]:
     """0 if nothing may be there, -EEXIST if something may; ``markers``: those of protection and poison are nothing."""
     state = known.states.get(number, 0)

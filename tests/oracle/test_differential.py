@@ -29,6 +29,7 @@ from emulator.uapi import (
     SIGBUS,
 )
 from emulator.workload import Op, Step, Workload
+from fuzz.workload.text import from_text
 from oracle.differential import added_flags, for_reference
 from oracle.judge import Judge
 
@@ -195,6 +196,24 @@ def test_a_page_that_one_of_the_two_cannot_move(beside: bool) -> None:
 
 def never_reclaims(*args: object) -> int:
     return 0
+
+
+def test_a_userfaultfd_that_one_order_leaves_open() -> None:
+    """A call beside the one that closes it opens another, or used the old one: the reference is left out."""
+    steps = """world small8
+        mmap addr=88 len=4 prot=rw flags=private|fixed
+        uffd_register addr=88 len=4 mode=missing
+        together
+          uffd_move dst=88 src=78 len=4 mode=holes
+          uffd_close
+          uffd_poison addr=88 len=2
+          schedule 0 until uffd.locked, 2 until end, 1 until end
+        end
+        uffd_close
+    """
+    verdict = Judge(KernelImage(Mainline), KernelImage(Mainline)).run(from_text(steps))
+    assert verdict.findings == ()
+    assert any("hangs on their order" in note for note in verdict.notes)
 
 
 class NeverReclaims(Mainline):

@@ -14,7 +14,7 @@ import pytest
 from emulator.designs.mainline import Mainline
 from emulator.designs.mainline_fixed import MainlineFixed
 from emulator.image import KernelImage
-from emulator.uapi import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, SIGBUS
+from emulator.uapi import EFAULT, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, SIGBUS
 from emulator.workload import MEMFD
 from fuzz.workload import text
 from oracle.judge import Judge
@@ -233,6 +233,18 @@ def test_broken_machine(name: str) -> None:
     assert Judge(broken).run(workload).findings
     for design in (Mainline, MainlineFixed):
         assert Judge(KernelImage(design)).run(workload).findings == ()
+
+
+def test_a_source_that_goes_while_it_is_waited_for() -> None:
+    """The destination has been looked at, the source is faulted in without the lock, and both are unmapped by then."""
+    script = (
+        "write addr=0 at=0\nuffd_register addr=0 len=8 mode=missing\nmadvise addr=0 len=8 advice=pageout\n"
+        "together\n  uffd_copy dst=1 src=0 len=1 mode=none\n  munmap addr=0 len=2\n"
+        "  schedule 0 until uffd.source_missing, 1 until end\nend\n"
+    )
+    verdict = Judge(KernelImage(MainlineFixed)).run(text.from_text(f"world small8\n{PAGES}{script}"))
+    assert verdict.findings == ()
+    assert [outcome.ret for outcome in verdict.outcomes[-1]] == [-EFAULT, 0]
 
 
 def test_a_fault_brings_the_file_its_page_before_the_page_table() -> None:
