@@ -24,6 +24,7 @@ QUIET: Final = {
     "advisor_mode": "none",
 }
 _PATIENCE: Final = 5.0  # seconds for one batch; the memory of a workload takes milliseconds
+_TRY: Final = 0.05  # seconds; a scan that takes longer is waited for by the write of ``run``
 _NAP: Final = 0.0002  # seconds
 
 
@@ -39,18 +40,26 @@ def refused() -> str:
 def scan(pages: int) -> None:
     """Let the daemon look at ``pages`` pages, 0: go on to the end of its scan. Raises ``OSError`` if it does not.
 
-    Some process must have offered memory, else there is no scan to end.
+    Some process must have offered memory, else there is no scan to end. A daemon that goes to sleep just when ``run``
+    is written looks at that twice, and may see 0 first, then 1: it has not scanned then, and sleeps. So it is asked
+    again; nobody can scan between two tries, as ``run`` is 0.
     """
     whole, looked_at = _read("full_scans"), _read("pages_scanned")
+
+    def done() -> bool:
+        return _read("full_scans") != whole or pages <= _read("pages_scanned") - looked_at > 0
+
     _write("pages_to_scan", pages or WHOLE_SCAN)
-    _write("sleep_millisecs", WHOLE_SCAN - (_read("sleep_millisecs") == WHOLE_SCAN))
-    _write("run", 1)
     end = time.monotonic() + _PATIENCE
-    while _read("full_scans") == whole and not pages <= _read("pages_scanned") - looked_at > 0:
+    while not done():
         if time.monotonic() > end:
             raise TimeoutError("the same-page scanner did not scan")
-        time.sleep(_NAP)
-    _write("run", 0)
+        _write("sleep_millisecs", WHOLE_SCAN - (_read("sleep_millisecs") == WHOLE_SCAN))
+        _write("run", 1)
+        again = time.monotonic() + _TRY
+        while not done() and time.monotonic() < again:
+            time.sleep(_NAP)
+        _write("run", 0)
 
 
 def _read(name: str) -> int:
