@@ -129,16 +129,22 @@ class VisibleOracle:
         if pages is None or mm is None:
             return []
         pinned = {pin.folio.pfn + pin.page for pin in machine.pins.values()} if machine.pins else _NO_FRAMES
-        return self._suspects(pages, mm, numbers, pinned)
+        return self._suspects(spec, pages, mm, numbers, pinned)
 
     def _suspects(
-        self, pages: Pages, mm: MmStruct, numbers: dict[int, int], pinned: set[int] | frozenset[int]
+        self,
+        spec: Specification,
+        pages: Pages,
+        mm: MmStruct,
+        numbers: dict[int, int],
+        pinned: set[int] | frozenset[int],
     ) -> list[tuple[int, int]]:
         machine = self._observer.machine
         frames = machine.phys.frames
         first = self._first
         find = mm.mm_mt.find
         entry_at = self.view.entry
+        written = spec.files
         suspects: list[tuple[int, int]] = []
         low = high = 0  # [low, high) bytes: a VMA or, with flags -1, a hole
         flags = -1
@@ -170,7 +176,9 @@ class VisibleOracle:
             of_file = page.backing
             if of_file is not None or backing is not None:
                 shown = None if backing is None else (backing[0], backing[1], backing[2] + number)
-                if entry or page.content is not None or of_file is None or of_file[:3] != shown:
+                # what was written is in the page cache or in swap when it is not mapped
+                kept = of_file is not None and (of_file.file, of_file.page) in written
+                if entry or kept or page.content is not None or of_file is None or of_file[:3] != shown:
                     suspects.append((number, entry))
             elif entry & PRESENT:
                 content = 0

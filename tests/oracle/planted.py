@@ -54,6 +54,15 @@ def dup_without_limits(original: Original, mm: MmStruct, oldmm: MmStruct) -> int
     return result
 
 
+def write_zeros_out(original: Original, m: Any, folio: Folio, mapping: Any) -> bool:
+    """A page of shared memory is zeros in swap."""
+    index = folio.index
+    result: bool = original(m, folio, mapping)
+    if index in mapping.swapped:
+        m.swap.content[mapping.swapped[index]] = {}
+    return result
+
+
 def forget_anon_vma(*args: object) -> int:
     """A merge does not take over the neighbour's anon_vma."""
     return 0
@@ -239,6 +248,11 @@ class WritesNothingOut(Design):
 class MprotectLies(Design):
     name = "mprotect-lies"
     replaces: ClassVar = {"mprotect.do_mprotect": do_nothing}
+
+
+class WritesZerosOut(Design):
+    name = "writes-zeros-out"
+    replaces: ClassVar = {"shmem.shmem_writeout": write_zeros_out}
 
 
 class ForgetsLimits(Design):

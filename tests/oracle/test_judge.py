@@ -109,6 +109,11 @@ PLANTED = [
         workload(mmap(10, 1), op("mprotect", 10, 1, PROT_READ)),
     ),
     (
+        planted.WritesZerosOut,  # noticed though nobody has it mapped
+        ["specification/contents:contents lost, reclaim"],
+        workload(shared(10, 1), op("write", 10, 0), op("reclaim", 10)),
+    ),
+    (
         planted.ForgetsLimits,
         ["specification/limits:fork"],
         workload(op("setrlimit", RLIMIT_DATA, 8), op("fork", 1)),
