@@ -22,8 +22,11 @@ from emulator.sched.scheduler import Scheduler, Task
 from emulator.workload import FILE_PAGES, FILES_MAX, MEMFD, Op, Outcome, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from emulator.hw.pgtable import StoreLog
     from emulator.image import KernelImage
+    from emulator.mm_types import Folio
 
 CPUS = 3  # as many as a collision has ops
 
@@ -48,6 +51,7 @@ class Machine:
         self.committed = 0  # vm_committed_as, pages
         self.anon_vmas_live: dict[int, AnonVma] = {}  # serial to AnonVma, for oracles: what has not been freed
         self._serial = 0
+        self.mlock_fbatch: list[tuple[Folio, Callable[[Folio], None]]] = []  # what waits to become mlocked, or not
         self.ksm = Ksm(self.sched)
         self.overcommit_memory = self.profile.overcommit_memory  # sysctl: OVERCOMMIT_*
         self.huge_anon_orders_madvise = 0  # sysfs hugepages-*kB/enabled: bit n for folios of 2**n pages

@@ -24,6 +24,7 @@ from emulator.mm import (
     mempolicy,
     migrate,
     mlock,
+    mlock_folio,
     mmap,
     mprotect,
     mremap,
@@ -55,10 +56,14 @@ def run_op(m: Machine, op: Op, task: Task) -> tuple[int, Data]:
         return -ESRCH, None
     kind = op.kind
     if kind == "read":
-        return read(mm, op)
-    if kind == "write":
-        return write(mm, op, task), None
-    return HANDLERS[kind](mm, op.args), None
+        done = read(mm, op)
+    elif kind == "write":
+        done = write(mm, op, task), None
+    else:
+        done = HANDLERS[kind](mm, op.args), None
+    if m.mlock_fbatch:
+        mlock_folio.mlock_drain_local(m)
+    return done
 
 
 def address(mm: MmStruct, page: int) -> int:

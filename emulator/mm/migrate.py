@@ -25,7 +25,17 @@ from emulator.hw.pte import (
     softleaf_type,
     softleaf_value,
 )
-from emulator.mm import ksm, page_vma_mapped, rmap, rmap_counts, rmap_unmap, swap, swap_state, vmscan
+from emulator.mm import (
+    ksm,
+    mlock_folio,
+    page_vma_mapped,
+    rmap,
+    rmap_counts,
+    rmap_unmap,
+    swap,
+    swap_state,
+    vmscan,
+)
 from emulator.mm import vma as vma_ops
 from emulator.mm_types import VM_LOCKED, Folio, MmStruct, VmAreaStruct
 from emulator.rmap_types import AnonVma
@@ -65,6 +75,8 @@ def remove_migration_pte(src: Folio, dst: Folio, vma: VmAreaStruct, addr: int, u
         else:
             rmap_counts.folio_add_file_rmap_pte(dst, page, vma)
         table.set(slot, pte)
+        if vma.vm_flags & VM_LOCKED:
+            mlock_folio.mlock_drain_local(vma.vm_mm.machine)
 
 
 def remove_migration_ptes(

@@ -43,7 +43,7 @@ def mlock_pte_range(area: VmAreaStruct, pmd: PageTable, slot: int, addr: int, en
     entry = pmd.entries.get(slot, 0)
     if not isinstance(entry, PageTable):
         if entry & (PRESENT | SPECIAL) == PRESENT:
-            mark(m.phys.frames[pte_pfn(entry)])
+            mark(m, m.phys.frames[pte_pfn(entry)])
         pmd.ptl.unlock()
         return
     pmd.ptl.unlock()
@@ -57,7 +57,7 @@ def mlock_pte_range(area: VmAreaStruct, pmd: PageTable, slot: int, addr: int, en
             if folio.order:
                 step = memory.folio_pte_batch(folio, table, pte_slot, pte, (end - addr) >> PAGE_SHIFT)
             if allow_mlock_munlock(folio, area, step):
-                mark(folio)
+                mark(m, folio)
         addr += step * PAGE_SIZE
     if table is not None:
         table.ptl.unlock()
@@ -69,8 +69,10 @@ def mlock_vma_pages_range(area: VmAreaStruct, start: int, end: int, newflags: in
     Meanwhile VM_IO beside VM_LOCKED tells those who come by the rmap not to count the same page.
     """
     area.vm_flags = newflags | VM_IO if newflags & VM_LOCKED else newflags
+    mlock_folio.mlock_drain_local(area.vm_mm.machine)
     for pmd, slot, addr, stop in pagewalk.pmd_ranges(area.vm_mm, start, end):
         mlock_pte_range(area, pmd, slot, addr, stop)
+    mlock_folio.mlock_drain_local(area.vm_mm.machine)
     area.vm_flags = newflags
 
 

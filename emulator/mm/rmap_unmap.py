@@ -79,6 +79,8 @@ def try_to_unmap_one(folio: Folio, vma: VmAreaStruct, address: int, *, ignore_ml
         else:
             userfaultfd_k.pte_install_uffd_wp_if_needed(vma, table, slot, entry)
         rmap_counts.folio_remove_rmap_ptes(folio, page, 1, vma)
+        if vma.vm_flags & VM_LOCKED:
+            mlock_folio.mlock_drain_local(m)
         swap.folio_put(m, folio)
         m.sched.point("unmap.page_unmapped")
     return not stays
@@ -162,6 +164,8 @@ def try_to_migrate_one(folio: Folio, vma: VmAreaStruct, address: int) -> bool:
         kind = migration_kind(bool(entry & RW), exclusive)
         table.set(slot, mk_softleaf(kind, entry >> PFN_SHIFT, entry & (SOFT_DIRTY | UFFD_WP)))
         rmap_counts.folio_remove_rmap_ptes(folio, page, 1, vma)
+        if vma.vm_flags & VM_LOCKED:
+            mlock_folio.mlock_drain_local(m)
         swap.folio_put(m, folio)
         m.sched.point("migrate.entry_set")
     return True

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from emulator.geometry import GEOMETRIES, PAGE_SHIFT, PAGE_SIZE
-from oracle.live.processor import SYS_IOCTL, SYS_MADVISE, Processor
+from oracle.live.processor import SYS_IOCTL, SYS_MADVISE, SYS_MOVE_PAGES, Processor
 
 PM_PFN: Final = (1 << 55) - 1
 PM_EXCLUSIVE: Final = 1 << 56
@@ -24,6 +24,7 @@ PM_MARKER: Final = 31
 PM_MARKER_POISON: Final = 2 << 5
 
 _MADV_COLD: Final = 20
+_MPOL_MF_MOVE: Final = 2
 _PAGEMAP_SCAN: Final = 0xC060_6610  # since Linux 6.7
 _PAGE_IS_FILE: Final = 1 << 2
 _PAGE_IS_PRESENT: Final = 1 << 3
@@ -69,6 +70,19 @@ class PageReader:
         result = self._processor.call(SYS_MADVISE, page, PAGE_SIZE, _MADV_COLD)
         if result < 0:
             raise OSError(-result, "MADV_COLD")
+
+    def settle_everywhere(self) -> None:
+        """Empty the batches of all CPUs, as a daemon may have filled another one's.
+
+        move_pages(2) does before it moves anything, and moves nothing: a page of this object is to go to node 0, or
+        to stay where it is if there is no such node.
+        """
+        place = ctypes.c_uint64(ctypes.addressof(self._scan) & -PAGE_SIZE)
+        node, status = ctypes.c_int(0), ctypes.c_int()
+        words = ctypes.addressof(place), ctypes.addressof(node), ctypes.addressof(status)
+        result = self._processor.call(SYS_MOVE_PAGES, 0, 1, *words, _MPOL_MF_MOVE)
+        if result < 0:
+            raise OSError(-result, "move_pages")
 
     def entries(self, pagemap: int) -> list[tuple[int, int]]:
         """(arena page, pagemap entry) of each page of the open ``pagemap`` that has something, page cache left out.

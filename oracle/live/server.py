@@ -145,6 +145,8 @@ class Run:
             return
         if kind == "ksm_scan":
             ksm.scan(*args)
+            if self.server.pages is not None:
+                self.server.pages.settle_everywhere()
             self._show(0, None, {})
             return
         changed = [label]

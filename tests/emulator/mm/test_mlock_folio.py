@@ -9,9 +9,11 @@ from emulator.uapi import (
     MADV_COLLAPSE,
     MADV_FREE,
     MADV_HUGEPAGE,
+    MADV_MERGEABLE,
     MADV_PAGEOUT,
     MAP_FIXED,
     MAP_SHARED,
+    MCL_FUTURE,
     MLOCK_ONFAULT,
     MREMAP_DONTUNMAP,
     MREMAP_MAYMOVE,
@@ -231,3 +233,35 @@ def test_large_folios_as_the_running_kernel_marks_them() -> None:
     assert world.folio(2050).order
     assert world.folio(2050).mlocked
     check_all(world)
+
+
+# ---- the batch
+
+
+@pytest.mark.live
+def test_what_was_unmapped_in_locked_memory_looks_used_until_the_batch_is_emptied() -> None:
+    """Of two equal pages that a child maps too, three places are merged in the second scan, the fourth in the third."""
+    world = World()
+    assert world.do("mlockall", MCL_FUTURE) == 0
+    world.mmap(0, 2)
+    assert world.do("madvise", 0, 2, MADV_MERGEABLE) == 0
+    world.fork()
+    assert [world.do("ksm_scan", 0) for _ in range(4)] == [0, 3, 1, 0]
+    check_all(world)
+
+
+def test_a_full_batch_is_emptied() -> None:
+    """31 small folios, or one that is large."""
+    world = World()
+    world.mmap(0, 40)
+    for page in range(40):
+        world.write(page)
+    folios = [world.folio(page) for page in range(40)]
+    add = world.image.mlock_folio.mlock_folio
+    for folio in folios[:30]:
+        add(world.machine, folio)
+    assert [folio.refcount for folio in folios[:30]] == [2] * 30
+    assert not folios[0].unevictable
+    add(world.machine, folios[30])
+    assert not world.machine.mlock_fbatch
+    assert all(folio.unevictable and folio.refcount == 1 for folio in folios[:31])
