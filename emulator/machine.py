@@ -98,6 +98,11 @@ class Machine:
             if tlb.entries:
                 tlb.flush_range(mm.asid, start, end)
 
+    def call_ended(self) -> None:
+        """What waits in a batch is done. To be called after whatever a process does, outside of ``run_step``."""
+        if self.mlock_fbatch:
+            self.image.mlock_folio.mlock_drain_local(self)
+
     def new_mm(self, label: int) -> MmStruct:
         """An empty address space (mm_alloc)."""
         mm = MmStruct(self, label, self.serial(), self.sched.rwsem("mmap_lock", self.sched))

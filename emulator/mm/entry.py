@@ -24,7 +24,6 @@ from emulator.mm import (
     mempolicy,
     migrate,
     mlock,
-    mlock_folio,
     mmap,
     mprotect,
     mremap,
@@ -61,8 +60,7 @@ def run_op(m: Machine, op: Op, task: Task) -> tuple[int, Data]:
         done = write(mm, op, task), None
     else:
         done = HANDLERS[kind](mm, op.args), None
-    if m.mlock_fbatch:
-        mlock_folio.mlock_drain_local(m)
+    m.call_ended()
     return done
 
 

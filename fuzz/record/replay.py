@@ -92,6 +92,7 @@ class Replay:
                         self._return(event)
                     else:
                         self.handlers[type(event)](event)
+                    machine.call_ended()
                 except KernelBug as bug:
                     self.context.differ(event, _MACHINE, "went on", str(bug), kind="kernel")
                     self._count_rest(event.at)
