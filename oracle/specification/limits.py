@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Final
 
 from emulator.geometry import PAGE_SHIFT
 from emulator.mm_types import VM_GROWSDOWN, VM_WRITE
-from emulator.uapi import ENOMEM
+from emulator.uapi import (
+    ENOMEM,
+    MADV_COLD,
+    MADV_COLLAPSE,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_REMOVE,
+    MADV_WILLNEED,
+)
 from emulator.workload import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
 from oracle.specification.page import FAILURES, Page, Pages, Refusal, wrong_result
 
@@ -23,6 +37,13 @@ _CUTS: Final = _STOPPED | {
     "mmap", "munmap", "madvise", "mlock", "mlock2", "munlock", "mseal", "set_vma_name", "mbind", "uffd_register",
     "uffd_unregister",
 }  # fmt: skip
+# Advice about pages, which leaves mappings as they are.
+_OF_PAGES: Final = frozenset(
+    (
+        MADV_WILLNEED, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_REMOVE, MADV_COLD, MADV_PAGEOUT,
+        MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
+    )
+)  # fmt: skip
 
 
 def setrlimit(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
@@ -85,5 +106,7 @@ def stopped_by_maps(spec: Specification, op: Op, ret: int) -> bool:
         return False
     if op.kind == "brk":
         return ret != op.args[0]
+    if op.kind == "madvise" and op.args[2] in _OF_PAGES:
+        return False
     return ret in FAILURES and op.kind in _CUTS
 
