@@ -2,7 +2,8 @@
 
 A pin for writing, a long-term pin, and any pin on a page that has contents of its own is *coherent*: the pin and
 the process see the same contents for as long as the page stays mapped. A short pin for reading on a page that
-was never written may get the zero page or the file's page, and a later write leaves it behind. References
+was never written, or holds zeros (UFFDIO_ZEROPAGE), may get the zero page or the file's page, and a later write
+leaves it behind. References
 without FOLL_PIN promise nothing on private memory.
 """
 
@@ -60,7 +61,7 @@ def gup(spec: Specification, pages: Pages, op: Op, ret: int) -> Refusal | None:
     if flags & FOLL_PIN and own is not None:
         if own < 0:
             cell = -own
-        elif own or flags & (FOLL_WRITE | FOLL_LONGTERM) or backing is not None:
+        elif own or flags & (FOLL_WRITE | FOLL_LONGTERM):
             cell = spec.next_cell
             spec.next_cell += 1
             spec.cells[cell] = own
