@@ -3,8 +3,7 @@
 A pin for writing, a long-term pin, and any pin on a page that has contents of its own is *coherent*: the pin and
 the process see the same contents for as long as the page stays mapped. A short pin for reading on a page that
 was never written, or holds zeros (UFFDIO_ZEROPAGE), may get the zero page or the file's page, and a later write
-leaves it behind. References
-without FOLL_PIN promise nothing on private memory.
+leaves it behind. References without FOLL_PIN promise nothing on private memory.
 """
 
 from __future__ import annotations
